@@ -1,0 +1,192 @@
+"""The settings that OTL alone owns, typed, each with its unit; and where `conf/` is. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+class SettingsError(ValueError):
+    """Something the person who ran it can mend: a setting, a file, a combination. Shown without a traceback."""
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML groups: beside the package in a clone, inside it in a wheel."""
+    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise SettingsError(f"no conf/config.yaml in or beside {PACKAGE}: the installation is incomplete, install otl again")
+
+
+def assets_dir() -> Path:
+    """The folder of the files that ship with OTL: model configs, the small checkpoint, the quickstart's pictures."""
+    return PACKAGE / "assets"
+
+
+class ConceptType(Enum):
+    """What the images of a concept are for."""
+
+    train = "train"
+    validation = "validation"
+
+
+class PartialBatches(Enum):
+    """What happens to the last images of a bucket that do not fill a batch."""
+
+    keep = "keep"  # a smaller batch
+    pad = "pad"  # images of the same bucket are repeated
+    drop = "drop"  # left out of this epoch; a different choice every epoch
+
+
+class Missing(Enum):
+    """What happens to an image without a caption."""
+
+    error = "error"
+    allow = "allow"  # trained with the empty caption, and reported
+
+
+class Broken(Enum):
+    """What happens to a file that cannot be read."""
+
+    error = "error"
+    skip = "skip"  # left out, and reported
+
+
+class LossType(Enum):
+    """The distance between prediction and target."""
+
+    mse = "mse"
+    mae = "mae"
+    huber = "huber"
+    log_cosh = "log_cosh"
+
+
+class LossWeight(Enum):
+    """How timesteps are weighted by their signal to noise ratio."""
+
+    constant = "constant"
+    min_snr = "min_snr"  # https://arxiv.org/abs/2303.09556
+    debiased = "debiased"  # https://arxiv.org/abs/2310.08442
+    p2 = "p2"  # https://arxiv.org/abs/2204.00227
+
+
+class LoraFormat(Enum):
+    """Whose names a LoRA file carries."""
+
+    kohya = "kohya"  # read by ComfyUI, A1111, Forge, kohya, diffusers; the true alpha is written
+    peft = "peft"  # diffusers' own; alpha folded into the weights
+
+
+@dataclass
+class Concept:
+    """One folder of images."""
+
+    path: str = MISSING  # folder, searched with its subfolders
+    type: ConceptType = ConceptType.train
+    repeats: int = 1  # times each image is seen in an epoch
+    prompt: Optional[str] = None  # caption of every image without a .txt file of its own
+    loss_weight: float = 1.0  # multiplier of the loss of its images
+
+
+@dataclass
+class Data:
+    """The dataset: which images, how they are cut, in which batches."""
+
+    path: Optional[str] = None  # folder of images; the short form of one concept
+    concepts: dict[str, Concept] = field(default_factory=dict)  # by name; beside or instead of `path`
+    prompt: Optional[str] = None  # caption of every image of `path` without a .txt file of its own
+    resolution: Optional[int] = None  # pixels per side of the square with a bucket's area; null: the family's own
+    batch_size: int = 1  # images
+    buckets: bool = True  # aspect buckets; false: one square, cropped
+    partial_batches: PartialBatches = PartialBatches.keep  # keep, pad or drop
+    background: str = "white"  # the colour under transparent pixels, a name or #rrggbb
+    missing_captions: Missing = Missing.error  # error or allow
+    broken_images: Broken = Broken.error  # error or skip
+    caption_dropout: float = 0.0  # share of captions replaced by the empty one, 0..1
+    validation_share: float = 0.0  # share of images held out, 0..1, chosen by content
+    cache: bool = True  # encode every image and caption once and keep the result on disk
+    cache_dir: str = "~/.cache/otl"  # folder, shared between runs
+    encode_batch_size: int = 4  # images encoded at once while the cache is filled
+    workers: int = 2  # processes that load batches
+
+
+@dataclass
+class Loss:
+    """The loss."""
+
+    type: LossType = LossType.mse  # mse, mae, huber or log_cosh
+    huber_delta: float = 1.0  # where huber turns from square to straight, in units of the latents' noise
+    weight: LossWeight = LossWeight.constant  # constant, min_snr, debiased or p2
+    gamma: float = 5.0  # of min_snr (the cap) and p2 (the exponent)
+
+
+@dataclass
+class NoiseOptions:
+    """The noise that is added, and at which timesteps."""
+
+    offset: float = 0.0  # strength of the noise shared by all pixels of a channel; 0.05..0.1 is usual
+    perturbation: float = 0.0  # strength of the extra noise on the input only; 0.1 is usual
+    min_timestep: float = 0.0  # share of the schedule, 0..1: below it nothing is trained
+    max_timestep: float = 1.0  # share of the schedule, 0..1: above it nothing is trained
+
+
+@dataclass
+class SampleOptions:
+    """The pictures that are drawn during training and at its end."""
+
+    prompts: list[str] = field(default_factory=list)  # none: no pictures
+    negative_prompt: str = ""
+    seeds: list[int] = field(default_factory=lambda: [0])  # one picture for each prompt and seed
+    steps: int = 25  # denoising steps
+    guidance: float = 7.0  # classifier-free guidance scale; 1 is none
+    height: Optional[int] = None  # pixels; null: data.resolution
+    width: Optional[int] = None  # pixels; null: data.resolution
+    batch_size: int = 4  # pictures drawn at once
+
+
+@dataclass
+class Output:
+    """The file that comes out."""
+
+    format: LoraFormat = LoraFormat.kohya  # kohya or peft
+    dtype: str = "fp16"  # of the tensors in the file: fp32, fp16 or bf16
+    name: str = "final"  # file name without suffix, in the run's folder
+    title: Optional[str] = None  # shown by tools that read the header; null: the run's folder
+    trigger: Optional[str] = None  # words that call the concept, written into the header
+    overwrite: bool = False  # replace the results of an earlier run in the same folder
+
+
+@dataclass
+class Settings:
+    """The root. Groups that plugins add to are plain YAML with a `_target_`: otl/check.py holds them to its signature."""
+
+    task: Any = MISSING
+    model: Any = MISSING
+    method: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    data: Data = field(default_factory=Data)
+    trainer: Any = MISSING
+    logger: Any = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    experiment: Any = None
+    loss: Loss = field(default_factory=Loss)
+    noise: NoiseOptions = field(default_factory=NoiseOptions)
+    sample: SampleOptions = field(default_factory=SampleOptions)
+    output: Output = field(default_factory=Output)
+    seed: int = 0  # of noise, timesteps, order, dropout and the adapter's start
+    resume: Optional[str] = None  # null, auto (the newest checkpoint of the run's folder) or a path
+
+
+def register() -> None:
+    """Make the typed schema known to Hydra as `settings_schema`, the base of conf/config.yaml, and `data/data_schema`."""
+    store = ConfigStore.instance()
+    store.store(name="settings_schema", node=Settings)
+    store.store(group="data", name="data_schema", node=Data)

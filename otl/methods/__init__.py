@@ -1,0 +1,1 @@
+"""What trains: one file a method."""
