@@ -1,0 +1,89 @@
+"""A whole pipeline as a diffusers folder that older versions of diffusers and transformers read too."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from otl.config import SettingsError
+from otl.formats.lora import portable_text_path
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def save_pipeline(pipeline: Any, path: Path, *, dtype: str) -> Path:
+    """Write the folder aside, read every weight back, compare, and only then put it in place.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        path: the folder; what an earlier call wrote there is replaced.
+        dtype: of the weights in the files: "fp32", "fp16" or "bf16".
+
+    Raises:
+        SettingsError: `path` exists and is no pipeline folder.
+        RuntimeError: what is read back is not what was written.
+    """
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise SettingsError(f"{path} exists and is not a model folder: it is left alone; choose another output.name")
+    aside = path.with_name(f".{path.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    for name, component in pipeline.components.items():
+        if isinstance(component, nn.Module):
+            save_part(component, aside / name, dtype=DTYPES[dtype])
+        elif name.startswith("tokenizer"):
+            save_tokenizer(component, aside / name)
+        elif component is not None:
+            component.save_pretrained(aside / name)
+    pipeline.save_config(aside)
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(aside, path)
+    return path
+
+
+def save_part(part: Any, folder: Path, *, dtype: torch.dtype) -> None:
+    """config.json and the weights of one network, verified."""
+    folder.mkdir(parents=True)
+    transformers = hasattr(part.config, "to_json_file")
+    tensors = portable_state(part, dtype=dtype, text=transformers)
+    file = folder / ("model.safetensors" if transformers else "diffusion_pytorch_model.safetensors")
+    if transformers:
+        part.config.save_pretrained(folder)
+    else:
+        part.save_config(folder)
+    save_file(tensors, file, metadata={"format": "pt"})
+    written = load_file(file)
+    if written.keys() != tensors.keys() or any(not same(written[name], tensors[name]) for name in tensors):
+        raise RuntimeError(f"{file}: what was read back is not what was written; is the disk full or failing?")
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Bit-equal; a NaN is never right in a file."""
+    return torch.equal(a, b)
+
+
+def portable_state(part: nn.Module, *, dtype: torch.dtype, text: bool) -> dict[str, Tensor]:
+    """The weights as older versions name them, cast, on the CPU."""
+    state = {}
+    for name, tensor in part.state_dict().items():
+        cast = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        state[portable_text_path(name) if text else name] = cast.contiguous().clone()
+    return state
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """tokenizer.json for transformers 5, and for CLIP also vocab.json and merges.txt for transformers 4."""
+    tokenizer.save_pretrained(folder)
+    fast = folder / "tokenizer.json"
+    model = json.loads(fast.read_text())["model"] if fast.is_file() else {}
+    if model.get("type") == "BPE":
+        merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
