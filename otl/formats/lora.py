@@ -19,8 +19,11 @@ CLIP_ROOTS = ("embeddings.", "encoder.layers.", "final_layer_norm")
 
 
 def portable_text_path(path: str) -> str:
-    """Module path in a CLIP text encoder -> the path that files carry. transformers 5.6 took the `text_model.` level out
-    of CLIPTextModel; every other tool looks for it. `text_projection` has never been below it."""
+    """Module path in a CLIP text encoder -> the path that files carry.
+
+    transformers 5.6 took the `text_model.` level out of CLIPTextModel; every other tool looks for it. `text_projection`
+    has never been below it.
+    """
     return f"text_model.{path}" if path.startswith(CLIP_ROOTS) else path
 
 
@@ -158,7 +161,7 @@ def norm_of_product(up: Tensor, down: Tensor) -> Tensor:
 
 
 def relative_difference(a: LoraLayer, b: LoraLayer) -> float:
-    """|delta(b) - delta(a)| / |delta(a)| in the Frobenius norm; 0 where both are nothing.
+    """|delta(b) - delta(a)| / |delta(a)| in the Frobenius norm; 0 where both are nothing, infinite where one is NaN.
 
     Raises:
         ValueError: the layers are not of one weight.
@@ -170,7 +173,7 @@ def relative_difference(a: LoraLayer, b: LoraLayer) -> float:
     difference = norm_of_product(torch.cat([up_a, up_b], dim=1), torch.cat([-down_a, down_b]))
     if difference == 0:
         return 0.0
-    return (difference / norm_of_product(up_a, down_a)).item()
+    return (difference / norm_of_product(up_a, down_a)).nan_to_num(nan=float("inf")).item()
 
 
 def compare(a: LoraState, b: LoraState) -> float:
