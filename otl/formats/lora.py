@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -173,7 +174,7 @@ def relative_difference(a: LoraLayer, b: LoraLayer) -> float:
     difference = norm_of_product(torch.cat([up_a, up_b], dim=1), torch.cat([-down_a, down_b]))
     if difference == 0:
         return 0.0
-    return (difference / norm_of_product(up_a, down_a)).nan_to_num(nan=float("inf")).item()
+    return (difference / norm_of_product(up_a, down_a)).nan_to_num(nan=math.inf, posinf=math.inf).item()
 
 
 def compare(a: LoraState, b: LoraState) -> float:

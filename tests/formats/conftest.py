@@ -62,6 +62,15 @@ def tiny_vae() -> AutoencoderKL:
     return AutoencoderKL(block_out_channels=[32], latent_channels=4).eval()
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other make tiny networks slow on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def config(tmp_path_factory):
     """The complete config folder of a family."""

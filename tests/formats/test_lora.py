@@ -159,7 +159,7 @@ def test_an_unknown_key_is_an_error(state, key):
 
 
 def test_an_unknown_peft_key_is_an_error(state):
-    with pytest.raises(ValueError, match="vae.conv_in"):
+    with pytest.raises(ValueError, match=r"vae\.conv_in"):
         lora.from_peft(lora.to_peft(state) | {"vae.conv_in.lora_A.weight": torch.zeros(1, 1)}, modules=state)
 
 
