@@ -17,12 +17,24 @@ class SettingsError(ValueError):
     """Something the person who ran it can mend: a setting, a file, a combination. Shown without a traceback."""
 
 
+@dataclass
+class Problem:
+    """One thing wrong with the settings or the dataset, for the person who ran it."""
+
+    key: str  # the setting or the file
+    message: str  # what is wrong and what to do
+    fatal: bool = True
+    details: list[str] = field(default_factory=list)
+
+
 def conf_dir() -> Path:
     """The folder of the YAML groups: beside the package in a clone, inside it in a wheel."""
     for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise SettingsError(f"no conf/config.yaml in or beside {PACKAGE}: the installation is incomplete, install otl again")
+    raise SettingsError(
+        f"no conf/config.yaml in or beside {PACKAGE}: the installation is incomplete, install otl again"
+    )
 
 
 def assets_dir() -> Path:
@@ -165,7 +177,7 @@ class Output:
 
 @dataclass
 class Settings:
-    """The root. Groups that plugins add to are plain YAML with a `_target_`: otl/check.py holds them to its signature."""
+    """The root. Groups that plugins add to are YAML with a `_target_`: otl/check.py holds them to its signature."""
 
     task: Any = MISSING
     model: Any = MISSING
@@ -186,7 +198,5 @@ class Settings:
 
 
 def register() -> None:
-    """Make the typed schema known to Hydra as `settings_schema`, the base of conf/config.yaml, and `data/data_schema`."""
-    store = ConfigStore.instance()
-    store.store(name="settings_schema", node=Settings)
-    store.store(group="data", name="data_schema", node=Data)
+    """Make the typed schema known to Hydra as `settings_schema`, the base of conf/config.yaml."""
+    ConfigStore.instance().store(name="settings_schema", node=Settings)

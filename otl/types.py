@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from otl.config import Problem as Problem
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -110,8 +112,8 @@ class Method(Protocol):
         """Make trainable what this method trains, and say in which groups."""
         ...
 
-    def export(self, module: DiffusionModule, path: Path, *, style: str, metadata: dict[str, str]) -> Path:
-        """Write what was trained below or at `path` (no suffix), read it back, compare, and return the final path."""
+    def export(self, module: DiffusionModule, path: Path) -> Path:
+        """Write what was trained to `path` plus a suffix, read it back, compare, and return the file or folder."""
         ...
 
 
@@ -149,13 +151,3 @@ class LoraLayer:
 
 LoraState = dict[str, dict[str, LoraLayer]]
 """part ("unet", "text_encoder", ...) -> module path inside the part -> layer."""
-
-
-@dataclass
-class Problem:
-    """One thing wrong with the settings or the dataset, for the person who ran it."""
-
-    key: str  # the setting or the file
-    message: str  # what is wrong and what to do
-    fatal: bool = True
-    details: list[str] = field(default_factory=list)

@@ -1,0 +1,217 @@
+"""Every setting against the signature it configures and its range: all problems at once, before any import of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from otl.config import Problem, SettingsError
+from otl.ranges import out_of_range
+from otl.registry import plugin_packages
+from otl.signatures import Signature, Type, Unknown, describe, fits, signature
+from otl.sources import NoSuchName
+from otl.wording import as_number, meant, nearest, show
+
+TRUSTED = (
+    "otl",
+    "torch",
+    "lightning",
+    "diffusers",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "pytorch_optimizer",
+    "hydra",
+)
+CALLED = ("task", "model", "method", "optimizer", "scheduler", "trainer", "logger")
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+SUPPLIED = {  # by group: the arguments that tasks/train.py and the modules give themselves
+    "optimizer": {"params"},
+    "scheduler": {"step", "total_steps"},
+    "task": {"settings", "cfg"},
+    "trainer": {
+        "callbacks",
+        "logger",
+        "enable_progress_bar",
+        "enable_model_summary",
+        "enable_checkpointing",
+        "use_distributed_sampler",
+        "num_sanity_val_steps",
+        "log_every_n_steps",
+    },
+}
+OPEN = {"logger"}  # groups where **kwargs reach a library that documents them, such as wandb.init
+
+OWN_MEANING = {"trainer.precision", "trainer.max_steps"}  # read by OTL before the Trainer sees them
+
+
+def require(cfg: DictConfig) -> None:
+    """Refuse settings with any problem.
+
+    Raises:
+        SettingsError: lists every problem.
+    """
+    problems = [problem for problem in check(cfg) if problem.fatal]
+    if problems:
+        raise SettingsError(report(problems))
+
+
+def report(problems: Sequence[Problem]) -> str:
+    """The problems as text, one paragraph each."""
+    lines = []
+    for problem in problems:
+        lines.append(f"{problem.key}: {problem.message}")
+        lines.extend(f"    {detail}" for detail in problem.details)
+    return "\n".join(lines)
+
+
+def check(cfg: DictConfig) -> list[Problem]:
+    """All that is wrong with composed settings, as far as it can be told without torch."""
+    problems = list(_unknown_fields(cfg, ""))
+    settings = _plain(cfg, "", problems)
+    for key, node in _dicts(settings, ""):
+        if "_target_" in node:
+            problems += _check_call(key, node)
+    for name, node in (settings.get("callbacks") or {}).items():
+        if isinstance(node, dict) and "_target_" not in node:
+            problems.append(_no_callback(name, node, settings["callbacks"]))
+    for group in CALLED:
+        if isinstance(settings.get(group), dict) and settings[group] and "_target_" not in settings[group]:
+            name, value = next(iter(settings[group].items()))
+            message = f"{show(value)} is given, but no {group} is chosen: choose one with {group}=NAME"
+            problems.append(Problem(f"{group}.{name}", message))
+    refused = {problem.key for problem in problems}
+    return problems + [problem for problem in out_of_range(settings) if problem.key not in refused]
+
+
+def _plain(node: DictConfig | ListConfig, prefix: str, problems: list[Problem]) -> Any:
+    """Plain containers with interpolations resolved; what is missing or cannot be resolved becomes a problem."""
+    if isinstance(node, ListConfig):
+        return [_value(node, index, f"{prefix}[{index}]", problems) for index in range(len(node))]
+    if node._is_none() or node._is_missing():
+        return None
+    return {str(key): _value(node, key, f"{prefix}.{key}".lstrip("."), problems) for key in node}
+
+
+def _value(parent: Any, key: Any, full: str, problems: list[Problem]) -> Any:
+    if OmegaConf.is_missing(parent, key):
+        problems.append(Problem(full, f"must be given: {full}=..."))
+        return Unknown
+    if OmegaConf.is_interpolation(parent, key):
+        text = str(parent._get_node(key)._value())
+        if "${hydra:" in text:
+            return Unknown  # known once the run has a folder
+        try:
+            value = parent[key]
+        except OmegaConfBaseException as error:
+            problems.append(Problem(full, f"{text} cannot be resolved: {str(error).splitlines()[0]}"))
+            return Unknown
+    else:
+        value = parent[key]
+    return _plain(value, full, problems) if isinstance(value, DictConfig | ListConfig) else value
+
+
+def _dicts(node: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dict of the settings with its full key, outer ones first."""
+    if isinstance(node, dict):
+        yield prefix, node
+        for key, value in node.items():
+            yield from _dicts(value, f"{prefix}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _dicts(value, f"{prefix}[{index}]")
+
+
+def _unknown_fields(node: DictConfig, prefix: str) -> Iterator[Problem]:
+    """Keys that `++` forced into the typed settings."""
+    kind = OmegaConf.get_type(node)
+    known = [one.name for one in fields(kind)] if is_dataclass(kind) else None
+    for key in node:
+        full = f"{prefix}.{key}".lstrip(".")
+        if known is not None and key not in known:
+            hint = nearest(str(key), known)
+            hint = "; did you mean " + f"{prefix}.{hint}".lstrip(".") + "?" if hint else ""
+            given = f"there is no such setting (given: {show(_raw(node, key))}){hint}"
+            yield Problem(full, given, details=[f"accepted in {prefix or 'the settings'}: {', '.join(known)}"])
+        elif isinstance(child := node._get_node(key), DictConfig) and not (child._is_none() or child._is_missing()):
+            yield from _unknown_fields(child, full)
+
+
+def _raw(node: DictConfig, key: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=False)[key]
+
+
+def _check_call(key: str, node: dict[str, Any]) -> list[Problem]:
+    """The keys and values of one dict with a `_target_` against what that takes."""
+    target = node["_target_"]
+    if not isinstance(target, str):
+        return [] if target is Unknown else [Problem(f"{key}._target_", f"{target!r} is not a dotted name")]
+    trusted = (*TRUSTED, *plugin_packages())
+    if target.partition(".")[0] not in trusted:
+        allowed = ", ".join(trusted)
+        return [Problem(f"{key}._target_", f"{target} is refused: only {allowed} and installed plugins are called")]
+    try:
+        accepted = signature(target)
+    except NoSuchName as error:
+        name = target.rpartition(".")[2]
+        return [Problem(f"{key}._target_", f"{target} does not exist: {error}{meant(name, error.known)}")]
+    except Exception as error:
+        return [Problem(f"{key}._target_", f"{target} cannot be imported: {type(error).__name__}: {error}")]
+    return _check_arguments(key, node, target, accepted)
+
+
+def _check_arguments(key: str, node: dict[str, Any], target: str, accepted: Signature) -> list[Problem]:
+    group = key.partition(".")[0]
+    supplied = SUPPLIED.get(group, set())
+    names = [name for name in accepted.parameters if name not in supplied]
+    given = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
+    problems = []
+    for name, value in given.items():
+        full = f"{key}.{name}"
+        if name in supplied:
+            problems.append(Problem(full, f"{show(value)} is given, but OTL sets it itself: leave it out"))
+        elif name in accepted.parameters:
+            problems += [] if full in OWN_MEANING else _check_type(full, value, accepted.parameters[name].types)
+        elif not (accepted.open and group in OPEN and not nearest(name, names, 0.8)):
+            problems.append(_unknown(full, value, target, names))
+    if "_args_" in node or node.get("_partial_"):
+        return problems
+    missing = [name for name in names if accepted.parameters[name].required and name not in given]
+    return problems + [Problem(f"{key}.{name}", f"must be given: {target} needs it") for name in missing]
+
+
+def _unknown(full: str, value: Any, target: str, names: Sequence[str]) -> Problem:
+    parent, _, name = full.rpartition(".")
+    close = nearest(name, names)
+    hint = f"; did you mean {parent}.{close}?" if close else ""
+    accepts = f"{target} takes {', '.join(names) or 'no settings'}"
+    return Problem(full, f"there is no such setting (given: {show(value)}){hint}", details=[accepts])
+
+
+def _no_callback(name: str, node: dict[str, Any], callbacks: dict[str, Any]) -> Problem:
+    others = [other for other, value in callbacks.items() if isinstance(value, dict) and "_target_" in value]
+    close = nearest(name, others)
+    hint = f"; did you mean callbacks.{close}?" if close else "; a new one needs a _target_"
+    key = "".join([f"callbacks.{name}", *(f".{key}" for key in list(node)[:1])])
+    value = next(iter(node.values()), None)
+    return Problem(
+        key, f"there is no callback {name} (given: {show(value)}){hint}", details=[f"there are: {', '.join(others)}"]
+    )
+
+
+def _check_type(key: str, value: Any, types: tuple[Type, ...]) -> list[Problem]:
+    if value is Unknown or any(fits(value, one) for one in types):
+        return []
+    if isinstance(value, dict) and "_target_" in value:
+        return []
+    if isinstance(value, str) and any(t.kind in {"int", "float"} for t in types):
+        number = as_number(value)
+        if number is not None:
+            return [Problem(key, f"{value!r} is text in YAML: write {number}")]
+    choices = [choice for one in types for choice in one.choices]
+    return [Problem(key, f"{show(value)} is not accepted: must be {describe(types)}{meant(value, choices)}")]

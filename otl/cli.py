@@ -1,0 +1,133 @@
+"""`otl` and `python -m otl`: composes the settings with Hydra, checks them, and calls the task. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from otl.check import report, require
+from otl.config import SettingsError, conf_dir, register
+from otl.mistakes import compose_settings, explain, explain_flags
+from otl.registry import plugin_conf_dirs
+
+CONFIG_NAME = "config"
+CALLED = re.compile(r"(model|method|optimizer|scheduler|trainer|logger|callbacks)\.[\w.]+=")
+CONCEPT = re.compile(r"data\.concepts\.(?P<name>[\w-]+)\.(?P<field>\w+)=(?P<value>.*)", re.DOTALL)
+
+
+class PluginConf(SearchPathPlugin):
+    """Adds the `conf/` folders of plugins to Hydra's search path, as files: packages would have to be imported."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in plugin_conf_dirs():
+            search_path.append("otl-plugin", f"file://{folder}")
+
+
+def main() -> None:
+    """The whole command line; exits with 2 and a message where the person who typed it can mend it."""
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing its own message
+    arguments = sys.argv[1:] = spelled_out(sys.argv[1:])
+    register()
+    Plugins.instance().register(PluginConf)
+    try:
+        check_line(arguments)
+        hydra.main(config_path=config_path(arguments), config_name=CONFIG_NAME, version_base="1.3")(job)()
+    except Exception as error:
+        message = explained(error, arguments)
+        if message is None or wants_traceback:
+            raise
+        sys.exit(message_and_code(message))
+
+
+def job(cfg: DictConfig) -> None:
+    """One run: of a sweep, or the only one."""
+    require(cfg)
+    job.started = True  # type: ignore[attr-defined]
+    hydra.utils.get_method(cfg.task._target_)(cfg)
+
+
+def message_and_code(message: str) -> int:
+    """Print what is wrong; 2 is the exit code of a wrong command line."""
+    sys.stderr.write(f"{message}\n")
+    return 2
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """The command line as Hydra needs it: flags first, and `++` before settings that a YAML may not list yet."""
+    settings = [text for text in arguments if "=" in text and not text.startswith("-")]
+    flags = [text for text in arguments if text not in settings]
+    return flags + [_spelled_out(text) for text in settings]
+
+
+def _spelled_out(setting: str) -> str:
+    if setting.startswith("+experiment="):
+        return setting[1:]
+    concept = CONCEPT.fullmatch(setting)
+    if concept:  # Hydra cannot add a field to a concept that does not exist yet, but it can merge one
+        return f"++data.concepts={{{concept['name']}: {{{concept['field']}: {concept['value']}}}}}"
+    return f"++{setting}" if CALLED.match(setting) else setting
+
+
+def config_path(arguments: Sequence[str]) -> str:
+    """The folder of the primary config: OTL's own, or that of --config-path."""
+    asked = get_args_parser().parse_known_args(list(arguments))[0].config_path
+    return str(Path(asked).absolute() if asked else conf_dir())
+
+
+def check_line(arguments: Sequence[str]) -> None:
+    """Check every job of a command line before a folder is made or the first job starts.
+
+    Raises:
+        SettingsError: lists every problem.
+    """
+    line, strangers = get_args_parser().parse_known_args(list(arguments))
+    if strangers:
+        raise SettingsError(report(explain_flags(strangers)))
+    shows = line.help or line.hydra_help or line.cfg or line.info or line.shell_completion or line.experimental_rerun
+    if shows:
+        return
+    for overrides in jobs(line.overrides) if line.multirun else [line.overrides]:
+        require(compose_settings(overrides, name=line.config_name or CONFIG_NAME, extra=line.config_dir))
+
+
+def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The overrides of each job of a sweep; none for sweeps whose values only the sweeper knows."""
+    choices = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if not override.is_sweep_override():
+            choices.append([str(override.input_line)])
+        elif override.is_discrete_sweep() and "glob(" not in str(override.input_line):
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            return
+    yield from map(list, product(*choices))
+
+
+def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """The message for an error that the person who typed the line can mend; None for any other."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SettingsError):
+            return str(cause)
+        cause = cause.__cause__
+    composing = isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError)
+    if not composing or getattr(job, "started", False):
+        return None
+    line = get_args_parser().parse_known_args(list(arguments))[0]
+    return report(explain(error, line.overrides, name=line.config_name or CONFIG_NAME, extra=line.config_dir))

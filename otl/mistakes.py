@@ -1,0 +1,253 @@
+"""From an error of Hydra or OmegaConf to what the person typed, what is accepted there, and what was probably meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.nodes import BooleanNode, EnumNode, FloatNode, IntegerNode
+
+from otl.check import check
+from otl.config import Concept, Problem, conf_dir
+from otl.signatures import signature
+from otl.sources import NoSuchName
+from otl.wording import meant, nearest, show
+
+ALIASES = {  # what kohya, OneTrainer and diffusers call it
+    "base_model_name": "model.checkpoint",
+    "base_model": "model.checkpoint",
+    "caption_dropout_rate": "data.caption_dropout",
+    "checkpointing_steps": "callbacks.checkpoint.every",
+    "ema_decay": "callbacks.ema.decay",
+    "epochs": "trainer.max_epochs",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "instance_data_dir": "data.path",
+    "instance_prompt": "data.prompt",
+    "learning_rate": "optimizer.lr",
+    "logging_dir": "logger.save_dir",
+    "lora_alpha": "method.alpha",
+    "lora_rank": "method.rank",
+    "lr_scheduler": "scheduler",
+    "lr_warmup_steps": "scheduler.warmup",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "max_train_epochs": "trainer.max_epochs",
+    "max_train_steps": "trainer.max_steps",
+    "min_snr_gamma": "loss.gamma",
+    "mixed_precision": "trainer.precision",
+    "network_alpha": "method.alpha",
+    "network_dim": "method.rank",
+    "network_dropout": "method.dropout",
+    "network_module": "method",
+    "noise_offset": "noise.offset",
+    "num_train_epochs": "trainer.max_epochs",
+    "optimizer_type": "optimizer",
+    "output_dir": "hydra.run.dir",
+    "output_model_destination": "hydra.run.dir",
+    "output_name": "output.name",
+    "pretrained_model_name_or_path": "model.checkpoint",
+    "resume_from_checkpoint": "resume",
+    "save_every_n_steps": "callbacks.checkpoint.every",
+    "save_precision": "output.dtype",
+    "snr_gamma": "loss.gamma",
+    "text_encoder_lr": "method.parts.text_encoder.lr",
+    "train_batch_size": "data.batch_size",
+    "train_data_dir": "data.path",
+    "unet_lr": "method.parts.denoiser.lr",
+    "use_8bit_adam": "optimizer=adamw8bit",
+    "validation_prompt": "sample.prompts",
+    "warmup_steps": "scheduler.warmup",
+}
+EXPECTED = ((BooleanNode, "true or false"), (IntegerNode, "a whole number"), (FloatNode, "a number"))
+
+
+def compose_settings(overrides: Sequence[str], *, name: str, extra: str | None = None) -> DictConfig:
+    """The settings of one job.
+
+    Args:
+        overrides: as on the command line.
+        name: of the primary config.
+        extra: a further folder of configs, as in --config-dir.
+    """
+    searched = [f"hydra.searchpath=[file://{Path(extra).absolute()}]"] if extra else []
+    with initialize_config_dir(str(conf_dir()), job_name="otl", version_base="1.3"):
+        return compose(name, [*overrides, *searched])
+
+
+def explain_flags(flags: Sequence[str]) -> Iterator[Problem]:
+    """Words of the command line that are neither a flag of Hydra's nor a setting."""
+    names = _names(compose_settings([], name="config"))
+    for flag in flags:
+        key, _, value = flag.lstrip("-").partition("=")
+        close = meant_key(key, names)
+        form = close if close and "=" in close else f"{close or 'name'}={value or 'value'}"
+        yield Problem(flag, f"settings are written as name=value, without dashes; did you mean {form}?")
+
+
+def explain(error: Exception, overrides: Sequence[str], *, name: str, extra: str | None) -> list[Problem]:
+    """Everything wrong with a command line that cannot be composed; the error's own words where nothing is found."""
+    cause = _root_cause(error)
+    if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
+        mark = cause.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
+        return [Problem(where, f"this is not YAML: {cause.problem}")]
+    problems = []
+    accepted: list[str] = []
+    for text in overrides:
+        found = list(_explain_override(text, accepted, name, extra))
+        problems += found
+        accepted += [] if found else [text]
+    if problems:
+        known = {problem.key for problem in problems}
+        return problems + [p for p in check(compose_settings(accepted, name=name, extra=extra)) if p.key not in known]
+    return [Problem("settings", " ".join((str(error) or str(cause)).split()))]
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _explain_override(text: str, accepted: list[str], name: str, extra: str | None) -> Iterator[Problem]:
+    """What is wrong with one override beside those already accepted."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        yield Problem(text, f"a setting is written name=value, in quotes where it has special characters ({reason})")
+        return
+    for one in _single_values(override, text):
+        try:
+            compose_settings([*accepted, one], name=name, extra=extra)
+        except (HydraException, OmegaConfBaseException) as error:
+            yield _reason(error, OverridesParser.create().parse_override(one), accepted, name, extra)
+            return
+
+
+def _single_values(override: Override, text: str) -> list[str]:
+    if not override.is_sweep_override() or not override.is_discrete_sweep():
+        return [text]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _reason(error: Exception, override: Override, accepted: list[str], name: str, extra: str | None) -> Problem:
+    key, value = override.key_or_group, _text(override)
+    with initialize_config_dir(str(conf_dir()), job_name="otl", version_base="1.3"):
+        options = _options(GlobalHydra.instance().config_loader(), key)
+    if options and value not in options:
+        message = f"{value} is none of its options{meant(value, options)}"
+        return Problem(key, message, details=[f"there are: {', '.join(options)}"])
+    cause = _root_cause(error)
+    if isinstance(override.value(), dict) and isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        key = cause.full_key
+        value = show(_inside(override, key))
+    settings = compose_settings(accepted, name=name, extra=extra)
+    node = _node(settings, key)
+    if isinstance(cause, ConfigKeyError | AttributeError) or node is None:
+        return _unknown_key(key, value, settings, cause)
+    expected = _expected(node)
+    if expected:
+        choices = expected if isinstance(expected, list) else []
+        accepts = ", ".join(choices) if choices else expected
+        return Problem(key, f"{value} is not accepted: must be {accepts}{meant(value, choices)}")
+    return Problem(key, f"{value} is not accepted: {str(cause).splitlines()[0]}")
+
+
+def _inside(override: Override, key: str) -> Any:
+    """The value that a nested override gives to a full name."""
+    value: Any = override.value()
+    for part in key.removeprefix(f"{override.key_or_group}.").split("."):
+        value = value[part]
+    return value
+
+
+def _text(override: Override) -> str:
+    return override.get_value_element_as_str() if override.value_type is not None else show(override.value())
+
+
+def _options(loader: ConfigLoader, group: str) -> list[str]:
+    return sorted(loader.get_group_options(group)) if "." not in group else []
+
+
+def _unknown_key(key: str, value: str, settings: DictConfig, cause: BaseException) -> Problem:
+    names = _names(settings)
+    close = meant_key(key, names)
+    hint = f"; did you mean {close}?" if close else ""
+    parent = key.rpartition(".")[0]
+    while parent and parent not in names:
+        parent = parent.rpartition(".")[0]
+    depth = parent.count(".") + 1 if parent else 0
+    inside = [n for n in names if n.count(".") == depth and (not parent or n.startswith(f"{parent}."))]
+    accepts = f"{parent or 'the settings'}: {', '.join(n.rpartition('.')[2] for n in inside)}"
+    return Problem(key, f"there is no such setting (given: {value}){hint}", details=[f"accepted in {accepts}"])
+
+
+def meant_key(key: str, names: Sequence[str]) -> str | None:
+    """The full name that was probably meant by a wrong one."""
+    parent, _, leaf = key.rpartition(".")
+    leaf = leaf.replace("-", "_").casefold()
+    if leaf in ALIASES:
+        return ALIASES[leaf]
+    siblings = [name for name in names if name.rpartition(".")[0] == parent]
+    exact = sorted((name for name in names if name.rpartition(".")[2] == leaf), key=lambda name: name.count("."))
+    close = nearest(key, siblings) if parent and siblings else None
+    return close or (exact[0] if exact else None) or nearest(key, names) or _nearest_leaf(leaf, names)
+
+
+def _nearest_leaf(leaf: str, names: Sequence[str]) -> str | None:
+    leaves = {name.rpartition(".")[2]: name for name in reversed(names)}
+    close = nearest(leaf, [*leaves, *ALIASES])
+    return leaves.get(close, ALIASES.get(close)) if close else None
+
+
+def _names(settings: DictConfig) -> list[str]:
+    """The full name of every setting, those of signatures that no YAML lists too."""
+    return list(dict.fromkeys(_walk(settings, "")))
+
+
+def _walk(node: DictConfig, prefix: str) -> Iterator[str]:
+    for key in node:
+        full = f"{prefix}.{key}".lstrip(".")
+        yield full
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            yield from _walk(child, full)
+    target = OmegaConf.to_container(node, resolve=False).get("_target_")  # type: ignore[union-attr]
+    if isinstance(target, str):
+        try:
+            yield from (f"{prefix}.{name}" for name in signature(target).parameters)
+        except (NoSuchName, ImportError):
+            return  # check.py says so
+
+
+def _node(settings: DictConfig, key: str) -> Node | None:
+    """The node of a full name; None where there is none."""
+    node: Any = settings
+    concept = re.fullmatch(r"data\.concepts\.[^.]+\.(\w+)", key)
+    if concept:
+        node, key = OmegaConf.structured(Concept), concept[1]
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node._content:  # type: ignore[operator]
+            return None
+        node = node._get_node(part)
+    return node
+
+
+def _expected(node: Node) -> str | list[str]:
+    """What a typed setting takes, in words or as its choices."""
+    if isinstance(node, EnumNode):
+        return [member.name for member in node.enum_type]
+    if isinstance(node, DictConfig | ListConfig):
+        return "a list" if isinstance(node, ListConfig) else "a mapping of its settings"
+    return next((words for kind, words in EXPECTED if isinstance(node, kind)), "")

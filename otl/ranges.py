@@ -1,0 +1,169 @@
+"""The numbers, choices and paths that settings take, and what only makes sense together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from otl.config import Problem
+from otl.signatures import Unknown
+from otl.wording import as_number, meant, show
+
+DATA_TASKS = {"otl.tasks.train.train", "otl.tasks.plan.plan", "otl.tasks.cache.cache"}
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "fp32", "fp16", 32, 16)
+CHOICES: dict[str, tuple[Any, ...]] = {"output.dtype": ("fp32", "fp16", "bf16"), "trainer.precision": PRECISIONS}
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting takes."""
+
+    low: float
+    high: float = float("inf")
+    multiple: int = 1
+    low_excluded: bool = False
+    high_excluded: bool = False
+
+    def accepts(self, value: float) -> bool:
+        above = value > self.low if self.low_excluded else value >= self.low
+        below = value < self.high if self.high_excluded else value <= self.high
+        return above and below and (self.multiple == 1 or value % self.multiple == 0)
+
+    def __str__(self) -> str:
+        text = f"above {self.low:g}" if self.low_excluded else f"at least {self.low:g}"
+        if self.high != float("inf"):
+            text += f" and {'below' if self.high_excluded else 'at most'} {self.high:g}"
+        return text + (f", a multiple of {self.multiple}" if self.multiple > 1 else "")
+
+
+SHARE = Range(0, 1)
+COUNT = Range(1)
+POSITIVE = Range(0, low_excluded=True)
+PIXELS = Range(64, multiple=8)
+RANGES = {  # `*` stands for one name
+    "data.resolution": PIXELS,
+    "data.batch_size": COUNT,
+    "data.encode_batch_size": COUNT,
+    "data.workers": Range(0),
+    "data.caption_dropout": SHARE,
+    "data.validation_share": Range(0, 1, high_excluded=True),
+    "data.concepts.*.repeats": COUNT,
+    "data.concepts.*.loss_weight": Range(0),
+    "loss.gamma": POSITIVE,
+    "loss.huber_delta": POSITIVE,
+    "noise.offset": Range(0),
+    "noise.perturbation": Range(0),
+    "noise.min_timestep": SHARE,
+    "noise.max_timestep": SHARE,
+    "sample.steps": COUNT,
+    "sample.guidance": Range(0),
+    "sample.batch_size": COUNT,
+    "sample.height": PIXELS,
+    "sample.width": PIXELS,
+    "seed": Range(0),
+    "method.rank": COUNT,
+    "method.alpha": POSITIVE,
+    "method.dropout": Range(0, 1, high_excluded=True),
+    "optimizer.lr": Range(0),
+    "optimizer.weight_decay": Range(0),
+    "optimizer.eps": Range(0),
+    "scheduler.warmup": Range(0),
+    "scheduler.end": Range(0),
+    "trainer.max_steps": COUNT,
+    "trainer.max_epochs": COUNT,
+    "trainer.accumulate_grad_batches": COUNT,
+    "trainer.gradient_clip_val": Range(0),
+    "callbacks.*.every": COUNT,
+    "callbacks.checkpoint.keep": COUNT,
+    "callbacks.ema.decay": Range(0, 1, high_excluded=True),
+}
+
+
+def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
+    """Ranges, choices, and what only makes sense together."""
+    leaves = dict(_leaves(settings, ""))
+    for pattern, accepted in RANGES.items():
+        expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
+        for key, value in leaves.items():
+            if expression.fullmatch(key) and value is not None:
+                yield from _check_number(key, value, accepted)
+    for key, choices in CHOICES.items():
+        if key in leaves and leaves[key] is not Unknown and leaves[key] not in choices:
+            names = list(dict.fromkeys(str(choice) for choice in choices))
+            message = f"{show(leaves[key])} is not accepted: must be {', '.join(names)}{meant(leaves[key], names)}"
+            yield Problem(key, message)
+    betas = leaves.get("optimizer.betas")
+    for index, beta in enumerate(betas if isinstance(betas, list) else []):
+        yield from _check_number(f"optimizer.betas[{index}]", beta, Range(0, 1, high_excluded=True))
+    low, high = leaves.get("noise.min_timestep"), leaves.get("noise.max_timestep")
+    if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
+        yield Problem("noise.min_timestep", f"{low} is not below noise.max_timestep={high}: nothing would be trained")
+    yield from _check_background(settings)
+    yield from _check_paths(settings)
+
+
+def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        full = f"{prefix}.{key}".lstrip(".")
+        if isinstance(value, dict):
+            yield from _leaves(value, full)
+        else:
+            yield full, value
+
+
+def _check_number(key: str, value: Any, accepted: Range) -> list[Problem]:
+    if value is Unknown:
+        return []
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        number = as_number(value) if isinstance(value, str) else None
+        hint = (
+            f"{value!r} is text in YAML: write {number!r}" if number is not None else f"{show(value)} is not a number"
+        )
+        return [Problem(key, hint)]
+    return [] if accepted.accepts(value) else [Problem(key, f"{value} is not accepted: must be {accepted}")]
+
+
+def _check_background(settings: dict[str, Any]) -> Iterator[Problem]:
+    colour = settings.get("data", {}).get("background", "white")
+    if colour in {"white", "black"} or colour is Unknown:
+        return
+    from PIL import ImageColor  # only here: the usual colours need no import
+
+    try:
+        ImageColor.getrgb(colour)
+    except ValueError:
+        hint = meant(colour, list(ImageColor.colormap))
+        yield Problem("data.background", f"{colour} is no colour: give a name such as white, or #rrggbb{hint}")
+
+
+def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
+    """The folders and files that have to be there."""
+    data = settings.get("data", {})
+    folders = {f"data.concepts.{name}.path": concept.get("path") for name, concept in data.get("concepts", {}).items()}
+    folders["data.path"] = data.get("path")
+    task = (settings.get("task") or {}).get("_target_")
+    if task in DATA_TASKS and not data.get("path") and not data.get("concepts"):
+        ways = "data.path=photos/ or data.concepts.NAME.path=photos/"
+        yield Problem(
+            "data.path",
+            f"{show(data.get('path')) or 'nothing'} is given, but this task reads images: give their folder, {ways}",
+        )
+    for key, path in folders.items():
+        if isinstance(path, str) and path:
+            yield from _check_folder(key, path)
+    resume = settings.get("resume")
+    if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
+        yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
+
+
+def _check_folder(key: str, text: str) -> list[Problem]:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return []
+    if path.exists():
+        return [Problem(key, f"{text} is a file: give the folder it is in")]
+    there = [entry.name for entry in path.absolute().parent.glob("*/")] if path.absolute().parent.is_dir() else []
+    return [Problem(key, f"{text} does not exist (looked for {path.absolute()}){meant(path.name, there)}")]

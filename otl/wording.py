@@ -1,0 +1,34 @@
+"""How settings, values and suggestions are written in messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+
+def nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """The name that was probably meant."""
+    by_fold = {candidate.casefold(): candidate for candidate in names}
+    close = get_close_matches(name.casefold(), list(by_fold), 1, cutoff)
+    return by_fold[close[0]] if close else None
+
+
+def meant(name: Any, names: Sequence[Any]) -> str:
+    """`; did you mean x?`, or nothing."""
+    close = nearest(str(name), [str(candidate) for candidate in names])
+    return f"; did you mean {close}?" if close else ""
+
+
+def as_number(text: str) -> str | None:
+    """How a number that YAML 1.1 reads as text for want of a dot or a sign has to be written: 1e-4 -> 1.0e-4."""
+    found = re.fullmatch(r"([+-]?\d+)\.?(\d*)[eE]([+-]?)(\d+)", text)
+    return f"{found[1]}.{found[2] or 0}e{found[3] or '+'}{found[4]}" if found else None
+
+
+def show(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
