@@ -1,0 +1,433 @@
+"""The family is the LightningModule: loading, the training and validation step, optimizer groups and sampling."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from otl import loss, noise, rng
+from otl.config import Loss, NoiseOptions, Output, SampleOptions, SettingsError
+from otl.modules import loading
+from otl.types import Batch, Cond, Method, Noise, ParamGroup, Size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+VALIDATION_TIMESTEPS = 4  # forward passes for each held-out image, at evenly spaced timesteps
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DiffusionModule(LightningModule):
+    """What all families share. A family says the rest: the class attributes below and five methods.
+
+    Args:
+        checkpoint: hub name, diffusers folder or .safetensors file.
+        dtype: of the frozen weights: "fp32", "bf16", "fp16", or "auto" for the precision's own.
+        prediction: "epsilon", "v_prediction" or "sample"; None: as the checkpoint's scheduler says.
+        zero_terminal_snr: whether the last timestep is pure noise; None: as the checkpoint's scheduler says.
+        gradient_checkpointing: compute activations twice instead of keeping them: less memory, about a third slower.
+    """
+
+    pipeline_class: ClassVar[Any]  # the stock diffusers pipeline
+    pipeline_options: ClassVar[dict[str, Any]] = {}  # for its from_pretrained
+    part_names: ClassVar[tuple[str, ...]]  # the networks of the pipeline
+    denoiser: ClassVar[str]  # which of them predicts the noise
+    image_encoder: ClassVar[str] = "vae"
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    resolution: ClassVar[int]  # pixels per side that the published weights were trained at
+    bucket_step: ClassVar[int]  # sides of buckets are multiples of it, pixels
+    config_name: ClassVar[str]  # folder under otl/assets/configs
+    file_keys: ClassVar[tuple[str, ...]] = ()  # keys by which a single-file checkpoint is known
+    lora_targets: ClassVar[dict[str, dict[str, list[str]]]]  # part -> preset -> patterns
+    kohya_prefixes: ClassVar[dict[str, str]]  # part -> prefix of its keys in a LoRA file
+    architecture: ClassVar[str]  # modelspec id
+    base_model_version: ClassVar[str]  # kohya's id, ss_base_model_version
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        dtype: str = "auto",
+        prediction: str | None = None,
+        zero_terminal_snr: bool | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold trained weights only
+        self.checkpoint, self.dtype_name = checkpoint, dtype
+        self.prediction, self.zero_terminal_snr = prediction, zero_terminal_snr
+        self.gradient_checkpointing = gradient_checkpointing
+        # What the run adds: tasks/train.py sets these before the Trainer starts.
+        self.method: Method | None = None
+        self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
+        self.schedule: Callable[..., float] | None = None
+        self.loss_options: Loss = Loss()
+        self.noise_options: NoiseOptions = NoiseOptions()
+        self.sample_options: SampleOptions = SampleOptions()
+        self.output_options: Output = Output()
+        self.seed = 0
+        self.total_steps = 0  # optimizer steps of the whole run
+        self.run_dir = Path()
+        self.data_resolution = self.resolution
+        self.settings: dict[str, Any] = {}  # the resolved config, kept in checkpoints
+        self.autocast_dtype: torch.dtype | None = None
+        self.average: dict[str, Tensor] | None = None  # set by callbacks/ema.py
+        self.pipeline: Any = None  # a plain attribute: Lightning sees only what trains
+        self.groups: list[ParamGroup] = []
+        self.trained = nn.ModuleDict()
+
+    # What a family says
+
+    def make_noise(self) -> Noise:
+        """The noise schedule of the loaded checkpoint."""
+        return noise.Discrete.from_scheduler(
+            self.pipeline.scheduler.config,
+            prediction=self.prediction,
+            zero_snr=self.zero_terminal_snr,
+            low=self.noise_options.min_timestep,
+            high=self.noise_options.max_timestep,
+        )
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in -1..1 -> latents [B, C, h, w], scaled as the denoiser expects."""
+        raise NotImplementedError
+
+    def decode_image(self, latents: Tensor) -> Tensor:
+        """[B, C, h, w] as the denoiser gives them -> pixels [B, 3, H, W] in -1..1."""
+        raise NotImplementedError
+
+    def encode_prompt(self, captions: list[str]) -> Cond:
+        """B captions -> conditioning, axis 0 is the batch."""
+        raise NotImplementedError
+
+    def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
+        """[B, C, h, w] noisy latents at timesteps [B] -> the denoiser's prediction, same shape."""
+        raise NotImplementedError
+
+    @classmethod
+    def part_classes(cls) -> dict[str, Any]:
+        """part -> class of the network, to build it without weights."""
+        raise NotImplementedError
+
+    def denoiser_names(self, paths: list[str]) -> dict[str, str]:
+        """Paths of the denoiser's layers -> their spelling in a LoRA file."""
+        return {path: path for path in paths}
+
+    # Loading
+
+    def configure_model(self) -> None:
+        """Load the weights, freeze them, and let the method make trainable what it trains. Once."""
+        if self.pipeline is None:
+            self.pipeline = loading.load(type(self), self.checkpoint, dtypes=self.part_dtypes())
+            self.prepare()
+
+    def build_skeleton(self) -> None:
+        """The same without weights, on the meta device: enough to plan."""
+        self.pipeline = loading.skeleton(type(self), self.checkpoint)
+        self.prepare()
+
+    def prepare(self) -> None:
+        for name in self.part_names:
+            self.part(name).requires_grad_(False).eval()
+        self.schedule_noise = self.make_noise()
+        if self.method is not None:
+            self.groups = self.method.attach(self)
+            names = [name for name in self.part_names if any(p.requires_grad for p in self.part(name).parameters())]
+            self.trained = nn.ModuleDict({name: self.part(name) for name in names})
+        if self.gradient_checkpointing:
+            for part in self.trained.values():
+                enable_checkpointing(part)
+
+    def part_dtypes(self) -> dict[str, torch.dtype]:
+        """part -> dtype to load it in. The image encoder is kept in fp32: SDXL's overflows in fp16, and its work is
+        cached."""
+        dtype = (self.autocast_dtype or torch.float32) if self.dtype_name == "auto" else DTYPES.get(self.dtype_name)
+        if dtype is None:
+            raise SettingsError(f"model.dtype={self.dtype_name}: accepted are auto, {', '.join(DTYPES)}")
+        return {"default": dtype, self.image_encoder: torch.float32}
+
+    def part(self, name: str) -> nn.Module:
+        """A network of the pipeline by name; "denoiser" is the one that predicts."""
+        return getattr(self.pipeline, self.part_name(name))
+
+    def part_name(self, name: str) -> str:
+        """The pipeline's name of a part.
+
+        Raises:
+            SettingsError: this family has no such part.
+        """
+        name = self.denoiser if name == "denoiser" else name
+        if name not in self.part_names:
+            raise SettingsError(
+                f"method.parts.{name}: {type(self).__name__} has no such part; it has denoiser, "
+                f"{', '.join(part for part in self.part_names if part != self.denoiser)}"
+            )
+        return name
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder trains, so that its output cannot be cached."""
+        return any(name in self.trained for name in self.text_encoders)
+
+    # What Lightning keeps
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of all that trains, named as in `state_dict`."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The trained weights only."""
+        return {name: parameter.detach() for name, parameter in self.trained_parameters().items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self.settings
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that holds other weights than those that train here."""
+        own, other = set(self.state_dict()), set(checkpoint["state_dict"])
+        if own != other:
+            raise SettingsError(
+                f"resume: the checkpoint does not fit this run: {len(other - own)} tensors are only in the checkpoint, "
+                f"{len(own - other)} only here (such as {sorted(own ^ other)[0]}). Use the same model and method, or "
+                "start anew in another hydra.run.dir"
+            )
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The average in the place of the live weights, if one is kept."""
+        if self.average is None:
+            yield
+            return
+        parameters = self.trained_parameters()
+        live = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        try:
+            assign(parameters, self.average)
+            yield
+        finally:
+            assign(parameters, live)
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        """Fill the cache, then put the encoders out of the way."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.cached:
+            self.move_frozen(self.device)
+            data.fill_cache(self, images=True, prompts=not self.trains_text, progress=self.track)
+            self.move_frozen(torch.device("cpu"), all_but=() if not self.trains_text else self.text_encoders)
+        else:
+            self.move_frozen(self.device)
+
+    track: Any = None  # set by tasks/train.py: shows the cache's progress
+
+    def move_frozen(self, device: torch.device, all_but: tuple[str, ...] = ()) -> None:
+        """Move the parts that Lightning does not see."""
+        for name in self.part_names:
+            if name not in self.trained and name not in all_but and name != self.denoiser:
+                self.part(name).to(device)
+        self.part(self.denoiser).to(self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        losses = self.losses(batch, u=rng.uniforms(batch.key.cpu(), "timestep"), stream="noise")
+        mean = losses.mean()
+        return {"loss": mean, "losses": losses.detach(), "images": len(losses)}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same noise every time, at evenly spaced timesteps: only the weights make the loss differ."""
+        steps = [
+            self.losses(batch, u=torch.full((len(batch.captions),), (k + 0.5) / VALIDATION_TIMESTEPS), stream=f"val{k}")
+            for k in range(VALIDATION_TIMESTEPS)
+        ]
+        mean = torch.stack(steps).mean()
+        self.log("val_loss", mean, on_epoch=True, batch_size=len(batch.captions), sync_dist=True)
+
+    def losses(self, batch: Batch, *, u: Tensor, stream: str) -> Tensor:
+        """[B] weighted loss of each sample.
+
+        Args:
+            u: [B] uniform in 0..1, which become timesteps.
+            stream: names the noise, a function of (batch.key, stream).
+        """
+        latents, cond = self.encode(batch)
+        clean = self.draw_noise(batch, latents, stream)
+        t = self.schedule_noise.sample(u).to(self.device)
+        noisy = self.schedule_noise.add(latents, self.perturbed(clean, batch), t)
+        predicted = self.predict(noisy, t, cond, batch)
+        each = loss.distance(
+            predicted,
+            self.schedule_noise.target(latents, clean, t),
+            type=self.loss_options.type.value,
+            huber_delta=self.loss_options.huber_delta,
+        )
+        return each * self.loss_weight(t).to(each) * batch.weight.to(each)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """[B] timesteps -> [B] multipliers."""
+        return loss.snr_weight(
+            self.schedule_noise.snr(t),
+            weight=self.loss_options.weight.value,
+            gamma=self.loss_options.gamma,
+            prediction=getattr(self.schedule_noise, "prediction", "epsilon"),
+        )
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Cond]:
+        """What the cache gave, or else encoded now."""
+        latents = batch.latents
+        if latents is None:
+            assert batch.pixels is not None
+            latents = self.encode_image(batch.pixels)
+        cond = batch.cond if batch.cond is not None else self.encode_prompt(batch.captions)
+        return latents, cond
+
+    def draw_noise(self, batch: Batch, latents: Tensor, stream: str) -> Tensor:
+        """[B, C, h, w] the noise of (batch.key, stream); drawn by the loader already where it could."""
+        shape = tuple(latents.shape[1:])
+        drawn = batch.noise if stream == "noise" and batch.noise is not None else None
+        if drawn is None:
+            drawn = rng.normals(batch.key.cpu(), shape, stream)
+        offset = self.noise_options.offset
+        per_channel = rng.normals(batch.key.cpu(), shape[:1], "offset") if offset else None
+        return noise.shaped(drawn.to(latents), per_channel, offset=offset)
+
+    def perturbed(self, drawn: Tensor, batch: Batch) -> Tensor:
+        """The noise that the input gets: with perturbation, a little more than the target knows of.
+
+        Source: https://arxiv.org/abs/2301.11706.
+        """
+        strength = self.noise_options.perturbation
+        if not strength:
+            return drawn
+        return drawn + strength * rng.normals(batch.key.cpu(), tuple(drawn.shape[1:]), "perturbation").to(drawn)
+
+    def configure_optimizers(self) -> Any:
+        assert self.optimizer is not None and self.schedule is not None
+        groups = [
+            {"params": group.params, "name": group.name, **({} if group.lr is None else {"lr": group.lr})}
+            for group in self.groups
+        ]
+        optimizer = self.optimizer(groups)
+        schedule, total = self.schedule, self.total_steps
+        by_step = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
+
+    # Pictures and files
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        *,
+        negative_prompt: str = "",
+        steps: int = 25,
+        guidance: float = 7.0,
+        size: Size | None = None,
+        batch_size: int = 4,
+    ) -> list[Image]:
+        """One picture for each pair of prompt and seed, by the stock pipeline. The same on every call."""
+        size = size or Size(self.data_resolution, self.data_resolution)
+        where = {name: next(self.part(name).parameters()).device for name in self.part_names}
+        modes = {name: self.part(name).training for name in self.part_names}
+        for name in self.part_names:
+            self.part(name).to(self.device).eval()
+        pictures: list[Image] = []
+        with self.sampling_scheduler():
+            self.pipeline.set_progress_bar_config(disable=True)
+            for start in range(0, len(prompts), batch_size):
+                chosen = slice(start, start + batch_size)
+                with self.autocast():
+                    latents = self.pipeline(
+                        prompt=prompts[chosen],
+                        negative_prompt=[negative_prompt] * len(prompts[chosen]),
+                        num_inference_steps=steps,
+                        guidance_scale=guidance,
+                        generator=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
+                        height=size.h,
+                        width=size.w,
+                        output_type="latent",
+                    ).images
+                pictures += to_pictures(self.decode_image(latents))
+        for name in self.part_names:
+            self.part(name).to(where[name]).train(modes[name])
+        return pictures
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The Trainer's mixed precision, for what runs outside of its steps."""
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    @contextlib.contextmanager
+    def sampling_scheduler(self) -> Iterator[None]:
+        """The checkpoint's own scheduler, or one that agrees with how the run trains."""
+        own = self.pipeline.scheduler
+        changes: dict[str, Any] = {}
+        if self.prediction is not None:
+            changes["prediction_type"] = self.prediction
+        if self.zero_terminal_snr:
+            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if changes:
+            from diffusers import DDIMScheduler
+
+            self.pipeline.scheduler = DDIMScheduler.from_config(own.config, clip_sample=False, **changes)
+        try:
+            yield
+        finally:
+            self.pipeline.scheduler = own
+
+    def export(self, path: Path) -> Path:
+        """Write what was trained to `path` (without suffix), verified; returns the file or folder."""
+        assert self.method is not None
+        return self.method.export(self, path)
+
+    # What the cache asks
+
+    def image_identity(self) -> str:
+        part = self.part(self.image_encoder)
+        return fingerprint(part, f"{type(part).__name__} {getattr(part.config, 'scaling_factor', None)}")
+
+    def prompt_identity(self) -> str:
+        return " ".join(fingerprint(self.part(name), name) for name in self.text_encoders)
+
+
+def assign(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    """Copy values into parameters of the same names."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+
+
+def enable_checkpointing(part: Any) -> None:
+    """diffusers and transformers name the same switch differently."""
+    switch = getattr(part, "enable_gradient_checkpointing", None) or part.gradient_checkpointing_enable
+    switch()
+
+
+def fingerprint(part: nn.Module, label: str) -> str:
+    """A hash of a network's weights, dtype included."""
+    digest = hashlib.blake2b(label.encode(), digest_size=16)
+    for name, tensor in part.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def to_pictures(pixels: Tensor) -> list[Image]:
+    """[B, 3, H, W] in -1..1 -> B pictures."""
+    from PIL import Image as pil
+
+    levels = (pixels.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return [pil.fromarray(each) for each in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def steps_per_epoch(batches: int, accumulate: int) -> int:
+    """Optimizer steps of one epoch: Lightning takes a step at the epoch's end also for a partial accumulation."""
+    return math.ceil(batches / accumulate)

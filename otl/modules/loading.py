@@ -1,0 +1,162 @@
+"""Where weights come from: the hub, a diffusers folder, a single file, or nowhere (shapes only)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from otl.config import SettingsError, assets_dir
+from otl.formats.original import config_folder
+
+if TYPE_CHECKING:
+    from otl.modules.base import DiffusionModule
+
+log = logging.getLogger(__name__)
+
+HOW = "Give a local one with model.checkpoint=PATH: a diffusers folder (with model_index.json) or a .safetensors file"
+
+
+def load(family: type[DiffusionModule], checkpoint: str, *, dtypes: dict[str, torch.dtype]) -> Any:
+    """A diffusers pipeline with its weights on the CPU.
+
+    Args:
+        checkpoint: hub name, diffusers folder or .safetensors file.
+        dtypes: part -> dtype of its weights, with a "default".
+
+    Raises:
+        SettingsError: nothing is there, or it is not a checkpoint of this family.
+    """
+    path = Path(checkpoint).expanduser()
+    quiet()
+    if path.is_file():
+        return load_file(family, path, dtypes=dtypes)
+    if path.is_dir():
+        return load_folder(family, path, dtypes=dtypes)
+    if looks_like_path(checkpoint):
+        raise SettingsError(f"model.checkpoint={checkpoint}: there is no such file or folder{nearest(path)}. {HOW}")
+    return load_hub(family, checkpoint, dtypes=dtypes)
+
+
+def quiet() -> None:
+    """No progress bars and no advice from the libraries that load: what matters is in OTL's own log."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def looks_like_path(checkpoint: str) -> bool:
+    """A hub name is `owner/name`; anything else can only be meant as a path."""
+    return checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1 or checkpoint.endswith(".safetensors")
+
+
+def nearest(path: Path) -> str:
+    """A hint at a neighbour with nearly that name, or nothing."""
+    if not path.parent.is_dir():
+        return f", nor the folder {path.parent}"
+    close = difflib.get_close_matches(path.name, [child.name for child in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def load_folder(family: type[DiffusionModule], folder: Path, *, dtypes: dict[str, torch.dtype]) -> Any:
+    check_index(family, folder)
+    return family.pipeline_class.from_pretrained(folder, dtype=dtypes, local_files_only=True, **family.pipeline_options)
+
+
+def check_index(family: type[DiffusionModule], folder: Path) -> None:
+    """Refuse a folder that is not a diffusers pipeline, or one without the parts of this family."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise SettingsError(f"model.checkpoint={folder}: the folder has no model_index.json. {HOW}")
+    has = json.loads(index.read_text())
+    lacking = [part for part in family.part_names if not has.get(part) or has[part][0] is None]
+    if lacking:
+        raise SettingsError(
+            f"model.checkpoint={folder}: a {has.get('_class_name')} without {', '.join(lacking)}, "
+            f"which {family.__name__} needs: choose the model= that the checkpoint belongs to"
+        )
+    if len(family.text_encoders) == 1 and has.get("text_encoder_2", [None])[0]:
+        raise SettingsError(
+            f"model.checkpoint={folder}: a {has.get('_class_name')} with two text encoders is not a "
+            f"{family.__name__}: choose the model= that the checkpoint belongs to"
+        )
+
+
+def load_file(family: type[DiffusionModule], file: Path, *, dtypes: dict[str, torch.dtype]) -> Any:
+    if file.suffix != ".safetensors":
+        raise SettingsError(f"model.checkpoint={file}: only .safetensors files are read (others can run code). {HOW}")
+    check_keys(family, file)
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_folder(family.config_name, Path(folder))
+        pipeline = family.pipeline_class.from_single_file(
+            str(file), config=str(config), dtype=torch.float32, local_files_only=True, **family.pipeline_options
+        )
+    for name in family.part_names:
+        getattr(pipeline, name).to(dtypes.get(name, dtypes["default"]))
+    return pipeline
+
+
+def check_keys(family: type[DiffusionModule], file: Path) -> None:
+    """Refuse a file that lacks the keys by which this family's original checkpoints are known."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as tensors:
+            keys = set(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise SettingsError(f"model.checkpoint={file}: not a whole safetensors file ({error})") from error
+    lacking = [key for key in family.file_keys if key not in keys]
+    if lacking:
+        raise SettingsError(
+            f"model.checkpoint={file}: not a single-file checkpoint of {family.__name__} (no {lacking[0]}). "
+            "Choose the model= that the checkpoint belongs to"
+        )
+
+
+def load_hub(family: type[DiffusionModule], name: str, *, dtypes: dict[str, torch.dtype]) -> Any:
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    cached = isinstance(try_to_load_from_cache(name, "model_index.json"), str)
+    try:
+        return family.pipeline_class.from_pretrained(
+            name, dtype=dtypes, local_files_only=cached, **family.pipeline_options
+        )
+    except Exception as error:
+        cause = str(error).strip().splitlines()[0][:200]
+        raise SettingsError(
+            f"model.checkpoint={name}: not a folder or file here, "
+            f"{'incomplete' if cached else 'not'} in the hub's cache ({constants.HF_HUB_CACHE}), "
+            f"and the hub did not give it ({type(error).__name__}: {cause}). {HOW}"
+        ) from error
+
+
+def skeleton(family: type[DiffusionModule], checkpoint: str) -> SimpleNamespace:
+    """The parts of a pipeline on the meta device: shapes without weights, from the checkpoint's own configs where it is
+    a folder, else from those that ship with OTL."""
+    folder = Path(checkpoint).expanduser()
+    if not (folder / "model_index.json").is_file():
+        folder = assets_dir() / "configs" / family.config_name
+    else:
+        check_index(family, folder)
+    with torch.device("meta"):
+        parts = {name: meta_part(folder / name, part_class) for name, part_class in family.part_classes().items()}
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    return SimpleNamespace(**parts, scheduler=SimpleNamespace(config=scheduler))
+
+
+def meta_part(folder: Path, part_class: Any) -> nn.Module:
+    config = json.loads((folder / "config.json").read_text())
+    if hasattr(part_class, "config_class"):  # transformers
+        return part_class(part_class.config_class(**config)).eval()
+    return part_class.from_config(config).eval()

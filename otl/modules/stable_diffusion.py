@@ -1,0 +1,73 @@
+"""Stable Diffusion 1.5 and its derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from otl.modules.base import DiffusionModule
+from otl.types import Batch, Cond
+
+UNET_TARGETS = {"attn-mlp": [r"attentions"], "attn-only": [r"attn[12]\."], "full": [r""]}
+CLIP_TARGETS = {"attn-mlp": [r"layers"], "attn-only": [r"self_attn"], "full": [r""]}
+
+
+class StableDiffusion(DiffusionModule):
+    """A UNet over 4-channel latents at an eighth of the size, led by the last layer of CLIP-L, 77 tokens."""
+
+    pipeline_class = StableDiffusionPipeline
+    pipeline_options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    part_names = ("unet", "vae", "text_encoder")
+    denoiser = "unet"
+    resolution = 512
+    bucket_step = 8
+    config_name = "sd15"
+    file_keys = ("model.diffusion_model.output_blocks.11.0.skip_connection.weight",)
+    lora_targets = {"unet": UNET_TARGETS, "text_encoder": CLIP_TARGETS}
+    kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    architecture = "stable-diffusion-v1"
+    base_model_version = "sd_v1"
+
+    @classmethod
+    def part_classes(cls) -> dict[str, Any]:
+        return {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """The mean of the posterior, not a draw from it: the same picture has the same latents every time."""
+        return encode_vae(self.pipeline.vae, pixels)
+
+    def decode_image(self, latents: Tensor) -> Tensor:
+        return decode_vae(self.pipeline.vae, latents)
+
+    def encode_prompt(self, captions: list[str]) -> Cond:
+        """{"hidden": [B, 77, 768]}, after the final layer norm."""
+        ids = tokenize(self.pipeline.tokenizer, captions).to(self.device)
+        return {"hidden": self.pipeline.text_encoder(ids).last_hidden_state}
+
+    def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
+        unet = self.pipeline.unet
+        return unet(noisy.to(unet.dtype), t, encoder_hidden_states=cond["hidden"].to(unet.dtype)).sample
+
+
+def encode_vae(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """[B, 3, H, W] in -1..1 -> [B, C, h, w] float32, scaled; never under autocast: SDXL's VAE overflows in fp16."""
+    with torch.autocast(pixels.device.type, enabled=False):
+        latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+    return latents.float() * vae.config.scaling_factor
+
+
+def decode_vae(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """The inverse of `encode_vae`."""
+    with torch.autocast(latents.device.type, enabled=False):
+        return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+
+
+def tokenize(tokenizer: Any, captions: list[str]) -> Tensor:
+    """B captions -> [B, L] token ids, padded and cut to the tokenizer's length."""
+    return tokenizer(
+        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids

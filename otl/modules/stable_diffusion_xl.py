@@ -1,0 +1,74 @@
+"""Stable Diffusion XL and its derivatives (Pony, Lightning, ...)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from otl.formats.original import sgm_unet_names
+from otl.modules.base import DiffusionModule
+from otl.modules.stable_diffusion import CLIP_TARGETS, UNET_TARGETS, decode_vae, encode_vae, tokenize
+from otl.types import Batch, Cond
+
+
+class StableDiffusionXL(DiffusionModule):
+    """A UNet led by the penultimate layers of CLIP-L and OpenCLIP bigG side by side, bigG's pooled vector, and the
+    sizes of file, crop and bucket (https://arxiv.org/abs/2307.01952, section 2.2)."""
+
+    pipeline_class = StableDiffusionXLPipeline
+    pipeline_options = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+    part_names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    denoiser = "unet"
+    text_encoders = ("text_encoder", "text_encoder_2")
+    resolution = 1024
+    bucket_step = 64
+    config_name = "sdxl"
+    file_keys = ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",)
+    lora_targets = {"unet": UNET_TARGETS, "text_encoder": CLIP_TARGETS, "text_encoder_2": CLIP_TARGETS}
+    kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    architecture = "stable-diffusion-xl-v1-base"
+    base_model_version = "sdxl_base_v1-0"
+
+    @classmethod
+    def part_classes(cls) -> dict[str, Any]:
+        return {
+            "unet": UNet2DConditionModel,
+            "vae": AutoencoderKL,
+            "text_encoder": CLIPTextModel,
+            "text_encoder_2": CLIPTextModelWithProjection,
+        }
+
+    def denoiser_names(self, paths: list[str]) -> dict[str, str]:
+        """The names of the original code (sgm), which kohya's files carry for SDXL."""
+        return sgm_unet_names(dict(self.pipeline.unet.config), paths)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return encode_vae(self.pipeline.vae, pixels)
+
+    def decode_image(self, latents: Tensor) -> Tensor:
+        return decode_vae(self.pipeline.vae, latents)
+
+    def encode_prompt(self, captions: list[str]) -> Cond:
+        """{"hidden": [B, 77, 2048], "pooled": [B, 1280]}."""
+        pipe = self.pipeline
+        first = pipe.text_encoder(tokenize(pipe.tokenizer, captions).to(self.device), output_hidden_states=True)
+        second = pipe.text_encoder_2(tokenize(pipe.tokenizer_2, captions).to(self.device), output_hidden_states=True)
+        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        return {"hidden": hidden, "pooled": second.text_embeds}
+
+    def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
+        unet = self.pipeline.unet
+        sizes = torch.cat([batch.original_size, batch.crop, batch.target_size], dim=1)
+        return unet(
+            noisy.to(unet.dtype),
+            t,
+            encoder_hidden_states=cond["hidden"].to(unet.dtype),
+            added_cond_kwargs={
+                "text_embeds": cond["pooled"].to(unet.dtype),
+                "time_ids": sizes.to(noisy.device, unet.dtype),
+            },
+        ).sample

@@ -1,0 +1,79 @@
+"""manifest.json: what a run was, so that it can be repeated."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from otl.datamodules.bucketed import BucketedDataModule
+from otl.datamodules.cache import content_hash
+from otl.tasks.run import plain
+
+PACKAGES = (
+    "otl",
+    "torch",
+    "lightning",
+    "diffusers",
+    "transformers",
+    "peft",
+    "hydra-core",
+    "safetensors",
+    "bitsandbytes",
+)
+
+
+def start(settings: DictConfig, data: BucketedDataModule, folder: Path) -> dict[str, Any]:
+    """Write what is known before the first step, and return it."""
+    record = {
+        "started": now(),
+        "outcome": "running",
+        "seed": settings.seed,
+        "settings": plain(settings),
+        "versions": versions(),
+        "images": hashes([sample.path for sample in data.samples]),
+    }
+    write(record, folder)
+    return record
+
+
+def finish(record: dict[str, Any], folder: Path, *, outcome: str, step: int) -> None:
+    """Add what came out: every exported file with its hash."""
+    name = record["settings"]["output"]["name"]
+    files = [path for path in sorted(folder.glob(f"{name}*.safetensors")) if path.is_file()]
+    write(record | {"finished": now(), "outcome": outcome, "step": step, "files": hashes(files)}, folder)
+
+
+def hashes(files: list[Path]) -> dict[str, str]:
+    """File -> hash of its bytes."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(map(str, files), pool.map(content_hash, files), strict=True))
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of what decides the result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a bare clone
+            found[name] = "not installed"
+    return found
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def write(record: dict[str, Any], folder: Path) -> None:
+    """Whole or not at all."""
+    aside = folder / ".manifest.json.writing"
+    aside.write_text(json.dumps(record, indent=2, default=str))
+    os.replace(aside, folder / "manifest.json")

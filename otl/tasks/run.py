@@ -1,0 +1,103 @@
+"""What the tasks that need a model share: the objects that the settings describe."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from otl.config import SettingsError
+from otl.datamodules.bucketed import BucketedDataModule
+from otl.modules.base import DiffusionModule, steps_per_epoch
+
+log = logging.getLogger(__name__)
+
+DEFAULT_STEPS = 2000  # optimizer steps where neither max_steps nor max_epochs is given
+
+
+def quiet_libraries() -> None:
+    """No doubled lines and no advice from libraries: their warnings stay."""
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric", "bitsandbytes", "httpx", "fsspec"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
+    for message in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*smaller than the logging interval.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",
+        ".*You defined a `validation_step` but have no `val_dataloader`.*",
+        ".*Found .* module\\(s\\) in eval mode.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def build_module(settings: DictConfig) -> DiffusionModule:
+    """The family with its method and options; no weights yet."""
+    module: DiffusionModule = instantiate(settings.model, _convert_="all")
+    module.method = instantiate(settings.method, _convert_="all")
+    module.optimizer = instantiate(settings.optimizer, _partial_=True, _convert_="all")
+    module.schedule = instantiate(settings.scheduler, _partial_=True, _convert_="all")
+    module.loss_options = OmegaConf.to_object(settings.loss)
+    module.noise_options = OmegaConf.to_object(settings.noise)
+    module.sample_options = OmegaConf.to_object(settings.sample)
+    module.output_options = OmegaConf.to_object(settings.output)
+    module.seed = settings.seed
+    module.data_resolution = settings.data.resolution or module.resolution
+    module.settings = plain(settings)
+    return module
+
+
+def build_data(settings: DictConfig, module: DiffusionModule) -> BucketedDataModule:
+    """The dataset of the run, scanned."""
+    return BucketedDataModule(
+        OmegaConf.to_object(settings.data),
+        resolution=module.data_resolution,
+        step=module.bucket_step,
+        seed=settings.seed,
+    )
+
+
+def plain(settings: DictConfig) -> dict[str, Any]:
+    """The resolved settings as plain dicts, lists, words and numbers."""
+    return OmegaConf.to_container(settings, resolve=True, enum_to_str=True)  # type: ignore[return-value]
+
+
+def run_dir() -> Path:
+    """The run's folder, which Hydra made."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def total_steps(trainer: DictConfig, batches: int) -> int:
+    """Optimizer steps of the whole run.
+
+    Args:
+        trainer: the settings of that group.
+        batches: in one epoch, of one rank.
+
+    Raises:
+        SettingsError: not a single step.
+    """
+    by_steps, by_epochs = trainer.max_steps, trainer.max_epochs
+    per_epoch = steps_per_epoch(batches, trainer.accumulate_grad_batches)
+    ends = [by_steps if by_steps is not None and by_steps >= 0 else None]
+    ends.append(by_epochs * per_epoch if by_epochs is not None and by_epochs >= 0 else None)
+    given = [end for end in ends if end is not None]
+    total = min(given) if given else DEFAULT_STEPS
+    if total < 1 or per_epoch < 1:
+        raise SettingsError(
+            f"the run would take no step ({batches} batches an epoch, trainer.max_steps={by_steps}, "
+            f"trainer.max_epochs={by_epochs}): lower data.batch_size, set data.partial_batches=keep or add images"
+        )
+    return total

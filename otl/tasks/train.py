@@ -1,0 +1,138 @@
+"""Train, and write the file that comes out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, open_dict
+
+from otl.callbacks.checkpoint import newest
+from otl.callbacks.progress import track
+from otl.config import SettingsError
+from otl.datamodules.bucketed import BucketedDataModule
+from otl.modules.base import DiffusionModule, steps_per_epoch
+from otl.tasks import manifest
+from otl.tasks.precision import choose
+from otl.tasks.run import build_data, build_module, quiet_libraries, run_dir, total_steps
+
+log = logging.getLogger(__name__)
+
+
+def train(settings: DictConfig) -> None:
+    """The whole run, in its order."""
+    quiet_libraries()
+    folder = run_dir()
+    resume = checkpoint_to_resume(settings.resume, folder)
+    refuse_overwrite(settings, folder, resuming=resume is not None)
+
+    precision = choose(settings.trainer.precision, accelerator=settings.trainer.accelerator)
+    log.info(f"precision {precision.name}: {precision.reason}")
+    module = build_module(settings)
+    module.run_dir, module.track, module.autocast_dtype = folder, track, precision.autocast
+    data = build_data(settings, module)
+    data.setup("fit")
+    for problem in data.problems:
+        log.warning(f"{problem.key}: {problem.message}")
+    trainer = build_trainer(settings, precision.name)
+    batches = data.batches_per_epoch(trainer.world_size)
+    module.total_steps = total_steps(settings.trainer, batches)
+    set_end(trainer, module.total_steps)
+
+    summary(module, data, trainer, batches)
+    record = manifest.start(settings, data, folder)
+    started = time.monotonic()
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+    except BaseException as error:
+        manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
+        raise
+    manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
+    log.info(f"{trainer.global_step} steps in {time.monotonic() - started:.0f} s; everything is in {folder}")
+
+
+def checkpoint_to_resume(asked: str | None, folder: Path) -> Path | None:
+    """The checkpoint that `resume` means.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if asked is None:
+        return None
+    if asked == "auto":
+        found = newest(folder / "checkpoints")
+        if found is None:
+            log.info(f"resume=auto: no checkpoint in {folder / 'checkpoints'}, starting anew")
+        return found
+    path = Path(asked).expanduser()
+    path = (newest(path) or path) if path.is_dir() else path
+    if not path.is_file():
+        raise SettingsError(f"resume={asked}: no such checkpoint; give a .ckpt file, a checkpoints/ folder or auto")
+    return path
+
+
+def refuse_overwrite(settings: DictConfig, folder: Path, *, resuming: bool) -> None:
+    """A run never writes over another's results."""
+    name = settings.output.name
+    there = [path for path in (folder / f"{name}.safetensors", folder / name, folder / "checkpoints") if path.exists()]
+    if there and not resuming and not settings.output.overwrite:
+        raise SettingsError(
+            f"{there[0]} is an earlier run's result: choose another hydra.run.dir, continue it with resume=auto, "
+            "or replace it with output.overwrite=true"
+        )
+
+
+def build_trainer(settings: DictConfig, precision: str) -> Trainer:
+    """Lightning's Trainer with OTL's callbacks, in the order of the config."""
+    options = settings.trainer.copy()
+    with open_dict(options):
+        options.precision = precision
+        options.max_steps, options.max_epochs = -1, -1
+        options.setdefault("val_check_interval", None)
+    callbacks: list[Callback] = [
+        instantiate(options_, _convert_="all") for options_ in settings.callbacks.values() if options_ is not None
+    ]
+    logger = instantiate(settings.logger, _convert_="all") if settings.logger else False
+    return instantiate(
+        options,
+        callbacks=callbacks,
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        _convert_="all",
+    )
+
+
+def set_end(trainer: Trainer, steps: int) -> None:
+    """The number of optimizer steps that the plan says; epochs follow from it."""
+    trainer.fit_loop.epoch_loop.max_steps = steps
+    trainer.fit_loop.max_epochs = -1
+
+
+def outcome(trainer: Trainer) -> str:
+    return "interrupted" if trainer.interrupted else "finished"
+
+
+def summary(module: DiffusionModule, data: BucketedDataModule, trainer: Trainer, batches: int) -> None:
+    """Five lines before the run."""
+    per_epoch = steps_per_epoch(batches, trainer.accumulate_grad_batches)
+    method = type(module.method).__name__
+    log.info(f"{type(module).__name__} from {module.checkpoint}, method {method}")
+    log.info(f"{len(data.samples)} images in {len(data.layout.buckets)} buckets of {module.data_resolution} px")
+    log.info(f"{batches} batches and {per_epoch} optimizer steps an epoch, {module.total_steps} steps in all")
+    log.info(f"on {device_name(trainer)} with {torch.get_num_threads()} threads; folder {module.run_dir}")
+
+
+def device_name(trainer: Trainer) -> Any:
+    kind = trainer.strategy.root_device.type
+    return torch.cuda.get_device_name() if kind == "cuda" else kind

@@ -1,0 +1,114 @@
+"""Tiny random pipelines of the real classes, saved as diffusers folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from otl.formats.tokenizer import write_clip_tokenizer
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+
+
+def vae() -> AutoencoderKL:
+    """Factor 2, 4 channels."""
+    return AutoencoderKL(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        sample_size=32,
+        scaling_factor=0.18215,
+    )
+
+
+def clip(width: int, *, projection: int = 32, act: str = "quick_gelu") -> CLIPTextConfig:
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_attention_heads=2,
+        num_hidden_layers=3,
+        projection_dim=projection,
+        hidden_act=act,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+
+
+def tokenizer(folder: Path, pad: str) -> CLIPTokenizer:
+    write_clip_tokenizer(folder, pad_token=pad)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def sd15(folder: Path, *, seed: int = 0, in_channels: int = 4, **scheduler: Any) -> Path:
+    """A two-level UNet of the SD1.5 kind with its VAE, text encoder, tokenizer and scheduler."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        in_channels=in_channels,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        sample_size=16,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(clip(32)),
+        tokenizer=tokenizer(folder / "tokenizer", "<|endoftext|>"),
+        unet=unet,
+        scheduler=DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, **scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def sdxl(folder: Path, *, seed: int = 0) -> Path:
+    """A two-level UNet of the SDXL kind with both text encoders."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        sample_size=16,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(clip(32)),
+        text_encoder_2=CLIPTextModelWithProjection(clip(32, act="gelu")),
+        tokenizer=tokenizer(folder / "tokenizer", "<|endoftext|>"),
+        tokenizer_2=tokenizer(folder / "tokenizer_2", "!"),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+        add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+BUILDERS = {"sd15": sd15, "sdxl": sdxl}
