@@ -1,0 +1,195 @@
+"""The run as a table: metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from otl.callbacks.timing import Clocked, Steps, due
+from otl.config import SettingsError
+from otl.formats.files import whole
+
+if TYPE_CHECKING:
+    from otl.modules.base import DiffusionModule
+
+log = logging.getLogger(__name__)
+
+NAME = "metrics.csv"
+BLOCK, SECONDS = 10, 5.0  # rows are written when this many wait, or the oldest waits this long
+BEFORE, AFTER = ["step", "epoch", "loss"], ["images_per_second", "steps_per_second", "data_wait", "val_loss", "seconds"]
+
+
+@dataclass
+class Row:
+    """One optimizer step; its losses stay on the device until rows are written."""
+
+    values: dict[str, str]
+    losses: list[Tensor] = field(default_factory=list)  # of its batches
+    images: list[int] = field(default_factory=list)  # of its batches
+
+
+class Metrics(Clocked):
+    """Writes `<run>/metrics.csv`; a resumed run goes on in the same table as if it had not stopped.
+
+    Columns: step, epoch, loss (mean over the images of the optimizer step), lr_<group> for each parameter group,
+    images_per_second, steps_per_second, data_wait (share of the time, 0..1; all three since the last row, without
+    sampling, saving and validation), val_loss (where it was measured), seconds (of wall time since the first step).
+
+    Args:
+        every: optimizer steps between rows.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        super().__init__()
+        self.every = every
+        self._steps = Steps()
+        self._file: IO[str] | None = None
+        self._columns: list[str] = []
+        self._rows: list[Row] = []  # not yet written
+        self._last: Row | None = None  # of the last optimizer step, whether it becomes a row or not
+        self._last_at: int | None = None  # where the last step's row begins in the file, once written
+        self._losses: list[Tensor] = []  # of the batches since the last optimizer step
+        self._images: list[int] = []
+        self._rates: dict[str, float] = {}  # of the step being made, before the schedule moves on
+        self._row_step = 0
+        self._start = self._flushed = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
+        """Raises SettingsError: `every` is below 1."""
+        if self.every < 1:
+            raise SettingsError(f"callbacks.metrics.every={self.every}: give at least 1")
+
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        self._steps.start(trainer)
+        self._row_step = trainer.global_step
+        groups = dict.fromkeys(f"lr_{name}" for name in group_names(trainer.optimizers[0]))
+        self._columns = [*BEFORE, *groups, *AFTER]
+        earlier = 0.0
+        if trainer.is_global_zero:
+            path = pl_module.run_dir / NAME
+            rows = rows_until(path, trainer.global_step) if trainer.global_step else []
+            earlier = float(rows[-1]["seconds"]) if rows else 0.0
+            self._open(path, rows)
+        self._start = time.perf_counter() - earlier
+        self._flushed = time.perf_counter()
+        self.clock.look()
+        self.clock.resume()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int) -> None:
+        self.clock.batch_arrived()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: DiffusionModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        names = group_names(optimizer)
+        self._rates = {f"lr_{name}": float(group["lr"]) for name, group in zip(names, optimizer.param_groups)}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning has divided the loss by the number of batches that are accumulated.
+        self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
+        self._images.append(outputs["images"])
+        self.clock.batch_trained(outputs["images"] * trainer.world_size)
+        if not self._steps.advanced(trainer) or self._file is None:
+            return
+        step = trainer.global_step
+        self._last = Row({"step": str(step), "epoch": str(trainer.current_epoch)}, self._losses, self._images)
+        self._last.values |= {name: f"{rate:.9g}" for name, rate in self._rates.items()}
+        self._last.values["seconds"] = f"{time.perf_counter() - self._start:.2f}"
+        self._last_at = None
+        self._losses, self._images = [], []
+        if due(step, self.every) or step == pl_module.total_steps:
+            self._add_row(step)
+        if len(self._rows) >= BLOCK or (self._rows and time.perf_counter() - self._flushed > SECONDS):
+            self._flush()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """The validation loss belongs to the step before it, which may be in the file already."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.sanity_checking or self._last is None or "val_loss" not in trainer.callback_metrics:
+            return
+        self._last.values["val_loss"] = f"{float(trainer.callback_metrics['val_loss']):.9g}"
+        if self._last_at is not None:
+            self._file.seek(self._last_at)
+            self._file.truncate()
+            self._rows.append(self._last)
+        elif not self._rows or self._rows[-1] is not self._last:
+            self._add_row(trainer.global_step)
+        self._flush()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
+        """A run that goes on from this checkpoint finds every row up to it."""
+        self._flush()
+
+    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
+        self._close()
+
+    def _open(self, path: Path, rows: list[dict[str, str]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore", lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+        self._file = path.open("r+", newline="", encoding="utf-8")
+        self._file.seek(0, os.SEEK_END)
+
+    def _add_row(self, step: int) -> None:
+        span = self.clock.look()
+        rate = (step - self._row_step) / span.seconds if span.seconds else 0.0
+        self._row_step = step
+        self._last.values |= {
+            "images_per_second": f"{span.images_per_second:.4g}",
+            "steps_per_second": f"{rate:.4g}",
+            "data_wait": f"{span.data_wait:.3f}",
+        }
+        self._rows.append(self._last)
+
+    def _flush(self) -> None:
+        self._flushed = time.perf_counter()
+        if self._file is None or not self._rows:
+            return
+        # One transfer for all rows: each would wait for the device.
+        losses = iter(torch.stack([loss.float() for row in self._rows for loss in row.losses]).tolist())
+        table = csv.DictWriter(self._file, self._columns, restval="", lineterminator="\n")
+        for row in self._rows:
+            mean = sum(next(losses) * images for images in row.images) / sum(row.images)
+            self._last_at = self._file.tell()
+            table.writerow(row.values | {"loss": f"{mean:.9g}"})
+        if self._rows[-1] is not self._last:
+            self._last_at = None
+        self._rows = []
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._flush()
+            self._file.close()
+            self._file = None
+
+
+def group_names(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the parameter groups; their numbers where they have none."""
+    return [str(group.get("name", k)) for k, group in enumerate(optimizer.param_groups)]
+
+
+def rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    """The rows of an earlier part of the run, up to `step`; a line that was cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    return [row for row in rows if None not in row.values() and int(row["step"]) <= step]

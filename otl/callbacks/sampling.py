@@ -1,0 +1,187 @@
+"""Pictures drawn during training and at its end, always from the same prompts and seeds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch import nn
+
+from otl.callbacks import randomness
+from otl.callbacks.sheet import sheet
+from otl.callbacks.timing import Steps, due, paused
+from otl.config import SampleOptions, SettingsError
+from otl.formats.files import whole
+from otl.types import Size
+
+if TYPE_CHECKING:
+    from otl.modules.base import DiffusionModule
+
+log = logging.getLogger(__name__)
+
+FOLDER = "samples"
+BEFORE_AFTER = "before-after.png"
+SLUG = 40  # characters of the prompt in a file's name
+
+
+class Sampling(Callback):
+    """Draws every prompt with every seed, by the average where one is kept. The training does not notice.
+
+    In `<run>/samples`: a folder of pictures and a contact sheet for each step, a .json with the exact call, and
+    `before-after.png`, the first beside the last.
+
+    Args:
+        every: optimizer steps between drawings; None: only before and after the training.
+        first: whether to draw before the first step too; without it there is no before-after.png.
+    """
+
+    def __init__(self, every: int | None = 500, first: bool = True) -> None:
+        self.every, self.first = every, first
+        self._steps = Steps()
+        self._drawn_step: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
+        """Raises SettingsError: `every` is below 1, or there are prompts and no seeds."""
+        if self.every is not None and self.every < 1:
+            raise SettingsError(f"callbacks.sampling.every={self.every}: give at least 1, or null for the end only")
+        if pl_module.sample_options.prompts and not pl_module.sample_options.seeds:
+            raise SettingsError("sample.seeds is empty: give at least one, such as [0]")
+        if not pl_module.sample_options.prompts:
+            log.info("no pictures will be drawn: sample.prompts is empty")
+
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        self._steps.start(trainer)
+        self._drawn_step = None
+        if self.first and trainer.global_step == 0:
+            self._draw(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._steps.advanced(trainer) and due(trainer.global_step, self.every):
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        if self._drawn_step != trainer.global_step:
+            self._draw(trainer, pl_module)
+        if trainer.is_global_zero and pl_module.sample_options.prompts and self.first:
+            before_after(pl_module.run_dir / FOLDER, trainer.global_step)
+
+    def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
+        self._drawn_step = step = trainer.global_step
+        options = module.sample_options
+        if not trainer.is_global_zero or not options.prompts:
+            return
+        size = Size(options.height or module.data_resolution, options.width or module.data_resolution)
+        pairs = [(prompt, seed) for prompt in options.prompts for seed in options.seeds]
+        with paused(trainer), randomness.kept(), evaluating(module), module.averaged():
+            pictures = module.draw(
+                [prompt for prompt, _ in pairs],
+                [seed for _, seed in pairs],
+                negative_prompt=options.negative_prompt,
+                steps=options.steps,
+                guidance=options.guidance,
+                size=size,
+                batch_size=options.batch_size,
+            )
+            write(module.run_dir / FOLDER, step, options, size, pictures, average=module.average is not None)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    for name, picture in zip(names(options), pictures):
+                        pixels = numpy.asarray(picture.convert("RGB"))
+                        logger.experiment.add_image(f"samples/{name}", pixels, step, dataformats="HWC")
+        log.info(f"step {step}: {len(pictures)} pictures in {module.run_dir / FOLDER / stem(step)}")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Every part in eval mode; each back in its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def stem(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def names(options: SampleOptions) -> list[str]:
+    """The name of each picture, prompt by prompt and seed by seed."""
+    return [f"{k:02d}-{slug(p)}-seed{seed}" for k, p in enumerate(options.prompts) for seed in options.seeds]
+
+
+def slug(prompt: str) -> str:
+    """A prompt as part of a file name: "A photo of sks, red!" -> "a-photo-of-sks-red"."""
+    return re.sub(r"\W+", "-", prompt.lower()).strip("-_")[:SLUG].strip("-_") or "empty"
+
+
+def write(
+    folder: Path, step: int, options: SampleOptions, size: Size, pictures: list[Image.Image], *, average: bool
+) -> None:
+    """The pictures, their contact sheet, and the call that drew them."""
+    own = folder / stem(step)
+    own.mkdir(parents=True, exist_ok=True)
+    calls = []
+    pairs = [(prompt, seed) for prompt in options.prompts for seed in options.seeds]
+    for (prompt, seed), name, picture in zip(pairs, names(options), pictures):
+        save(picture, own / f"{name}.png")
+        calls.append({"file": f"{own.name}/{name}.png", "prompt": prompt, "seed": seed})
+    count = len(options.seeds)
+    rows = [(prompt, pictures[k * count : (k + 1) * count]) for k, prompt in enumerate(options.prompts)]
+    save(sheet(rows, [f"seed {seed}" for seed in options.seeds]), folder / f"{own.name}.png")
+    call = {
+        "step": step,
+        "average": average,
+        "negative_prompt": options.negative_prompt,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "height": size.h,
+        "width": size.w,
+        "batch_size": options.batch_size,
+        "pictures": calls,
+    }
+    with whole(folder / f"{own.name}.json") as aside:
+        aside.write_text(json.dumps(call, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def before_after(folder: Path, step: int) -> Path | None:
+    """`before-after.png` of the pictures of step 0 and `step`; None, with the reason in the log, where it cannot be."""
+    if not (folder / f"{stem(0)}.json").is_file():
+        log.info(f"no {BEFORE_AFTER}: nothing in {folder} was drawn before the first step")
+        return None
+    before, after = (json.loads((folder / f"{stem(k)}.json").read_text(encoding="utf-8")) for k in (0, step))
+    drawn = {"step", "average", "batch_size", "pictures"}
+    calls = [
+        ({k: v for k, v in call.items() if k not in drawn}, [(p["prompt"], p["seed"]) for p in call["pictures"]])
+        for call in (before, after)
+    ]
+    if calls[0] != calls[1]:
+        log.warning(f"no {BEFORE_AFTER}: the sample settings are others than before the first step")
+        return None
+    rows = []
+    for prompt in dict.fromkeys(picture["prompt"] for picture in before["pictures"]):
+        for label, call in (("before", before), (f"after {step} steps", after)):
+            files = [folder / picture["file"] for picture in call["pictures"] if picture["prompt"] == prompt]
+            rows.append((f"{label}: {prompt}", [Image.open(file) for file in files]))
+    seeds = dict.fromkeys(picture["seed"] for picture in before["pictures"])
+    save(sheet(rows, [f"seed {seed}" for seed in seeds]), folder / BEFORE_AFTER)
+    return folder / BEFORE_AFTER
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    with whole(path) as aside:
+        picture.save(aside, "PNG")

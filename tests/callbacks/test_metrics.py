@@ -1,0 +1,124 @@
+"""metrics.csv reads as one run, however often it was stopped."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from otl.callbacks.checkpoint import Checkpoint
+from otl.callbacks.guard import Guard, NonFinite
+from otl.callbacks.metrics import Metrics
+from otl.callbacks.sampling import Sampling
+
+from .conftest import Run, TinyModule
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(folder: Path, name: str) -> list[str]:
+    return [row[name] for row in table(folder)]
+
+
+def test_the_columns(run: Run, tmp_path: Path) -> None:
+    run(Metrics(), steps=2)
+    header = (tmp_path / "run/metrics.csv").read_text().splitlines()[0]
+    assert header == "step,epoch,loss,lr_unet,images_per_second,steps_per_second,data_wait,val_loss,seconds"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_row_is_an_optimizer_step(run: Run, tmp_path: Path, accumulate: int) -> None:
+    module = run(Metrics(), steps=25, accumulate=accumulate)
+    sizes = [4, 4, 2] * 30
+    for row, step in zip(table(tmp_path / "run"), range(25)):
+        batches = [(loss, sizes[k]) for k, (s, loss) in enumerate(module.losses) if s == step]
+        mean = sum(loss * images for loss, images in batches) / sum(images for _, images in batches)
+        assert int(row["step"]) == step + 1
+        assert float(row["loss"]) == pytest.approx(mean, rel=1e-5)
+        assert float(row["lr_unet"]) == pytest.approx(0.05 / (1 + step))  # the one that the step was made with
+        assert 0 <= float(row["data_wait"]) <= 1
+    assert len(table(tmp_path / "run")) == 25
+    epochs = column(tmp_path / "run", "epoch")
+    assert epochs[:4] == (["0", "0", "0", "1"] if accumulate == 1 else ["0", "0", "1", "1"])
+
+
+def test_every_so_many_steps_and_the_last(run: Run, tmp_path: Path) -> None:
+    run(Metrics(every=3), steps=7)
+    assert column(tmp_path / "run", "step") == ["3", "6", "7"]
+
+
+@pytest.mark.parametrize("crashed", [6, 7])
+def test_a_stopped_and_resumed_run_equals_the_unbroken_one(run: Run, tmp_path: Path, crashed: int) -> None:
+    """It stops after step `crashed` and goes on from step 4: the rows between are made again."""
+    run(Metrics(), Checkpoint(every=4, keep=9), steps=9, folder="whole")
+    run(Metrics(), Checkpoint(every=4, keep=9), steps=crashed, total=9)
+    with (tmp_path / "run/metrics.csv").open("a") as file:
+        file.write("8,2,0.123")  # cut off by a crash
+    run(Metrics(), Checkpoint(), steps=9, ckpt=tmp_path / "run/checkpoints/step-00000004.ckpt")
+    assert column(tmp_path / "run", "step") == [str(k + 1) for k in range(9)]
+    for name in ("loss", "lr_unet", "epoch"):
+        assert column(tmp_path / "run", name) == column(tmp_path / "whole", name)
+    seconds = [float(value) for value in column(tmp_path / "run", "seconds")]
+    assert seconds == sorted(seconds)
+
+
+def test_a_checkpoint_finds_every_row_up_to_it(run: Run, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Look(Checkpoint):
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:  # type: ignore[no-untyped-def]
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+            seen.append(len(table(tmp_path / "run")))
+
+    run(Look(every=2), Metrics(), steps=5)
+    assert seen == [2, 4, 5]
+
+
+def test_a_new_run_starts_a_new_table(run: Run, tmp_path: Path) -> None:
+    run(Metrics(), steps=4)
+    run(Metrics(), steps=2)
+    assert column(tmp_path / "run", "step") == ["1", "2"]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_validation_loss_stands_in_the_row_of_its_step(run: Run, tmp_path: Path, every: int) -> None:
+    run(Metrics(every=every), steps=6, validate=True)  # after each epoch: steps 3 and 6
+    measured = [row["step"] for row in table(tmp_path / "run") if row["val_loss"]]
+    assert measured == ["3", "6"]
+    assert column(tmp_path / "run", "step") == (["1", "2", "3", "4", "5", "6"] if every == 1 else ["2", "3", "4", "6"])
+
+
+def test_rows_are_there_after_a_failure(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(NonFinite):
+        run(Metrics(), Guard(), steps=9, poisoned=4)
+    run(Metrics(), steps=9, folder="whole")
+    failed = column(tmp_path / "run", "loss")
+    assert failed == column(tmp_path / "whole", "loss")[: len(failed)]
+    assert len(failed) < 3
+
+
+def test_sampling_is_no_training_time(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("otl.callbacks.timing.time.perf_counter", lambda: now[0])
+
+    def slow(module: TinyModule) -> None:
+        module.sample_options.prompts = ["a"]
+        draw, step = module.draw, module.training_step
+
+        def slow_draw(*args, **options):  # type: ignore[no-untyped-def]
+            now[0] += 100
+            return draw(*args, **options)
+
+        def slow_step(*args):  # type: ignore[no-untyped-def]
+            now[0] += 2
+            return step(*args)
+
+        module.draw, module.training_step = slow_draw, slow_step
+
+    run(Sampling(every=1), Metrics(), Sampling(every=1), steps=3, change=slow)
+    assert column(tmp_path / "run", "steps_per_second") == ["0.5"] * 3
+    assert column(tmp_path / "run", "images_per_second") == ["2", "2", "1"]

@@ -1,0 +1,83 @@
+"""One bar on a terminal, ten lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+
+import pytest
+from rich.console import Console
+
+from otl.callbacks import progress
+from otl.callbacks.guard import Guard, NonFinite
+from otl.callbacks.progress import Progress, clock_time, track
+
+from .conftest import Run
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+    """What was shown can be read from it."""
+    monkeypatch.setattr(progress, "Console", lambda: Console(force_terminal=True, width=140, legacy_windows=False))
+    return capsys
+
+
+def test_ten_lines_without_a_terminal(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run(Progress(), steps=30, accumulate=2)
+    lines = [record.message for record in caplog.records if record.message.startswith("step ")]
+    assert [line.split()[1] for line in lines] == [f"{k}/30" for k in range(3, 31, 3)]
+    shape = r"step \d+/30  loss \d\.\d{4}  [\d.]+ it/s  [\d.]+ images/s  \d+:\d\d left  data wait \d+%"
+    assert all(re.fullmatch(shape, line) for line in lines), lines[0]
+
+
+def test_one_bar_on_a_terminal(
+    run: Run, terminal: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run(Progress(), steps=6)
+    shown = terminal.readouterr().out
+    assert "6/6" in shown
+    assert "images/s" in shown
+    assert "data wait" in shown
+    assert not [record for record in caplog.records if record.message.startswith("step ")]
+
+
+def test_log_lines_go_above_the_bar_and_handlers_get_their_stream_back(terminal: pytest.CaptureFixture[str]) -> None:
+    plain = sys.stdout
+    handler = logging.StreamHandler(plain)
+    logging.getLogger().addHandler(handler)
+    try:
+        for item in track([1, 2], "caching", 2):
+            assert handler.stream is sys.stdout is not plain
+            logging.getLogger().warning(f"about item {item}")
+        assert handler.stream is sys.stdout is plain
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert terminal.readouterr().out.count("about item 1\n") == 1
+
+
+def test_track_gives_every_item_once(terminal: pytest.CaptureFixture[str]) -> None:
+    assert list(track(iter("abc"), "caching", 3)) == ["a", "b", "c"]
+    shown = terminal.readouterr().out
+    assert "caching" in shown
+    assert "3/3" in shown
+
+
+def test_track_says_when_it_is_done_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert list(track([1, 2, 3], "caching", 3)) == [1, 2, 3]
+    assert [record.message.split("  ")[0] for record in caplog.records] == ["caching 3/3"]
+
+
+def test_the_bar_is_gone_after_a_failure(run: Run, terminal: pytest.CaptureFixture[str]) -> None:
+    plain = sys.stdout
+    with pytest.raises(NonFinite):
+        run(Progress(), Guard(), steps=9, poisoned=4)
+    assert sys.stdout is plain
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0, "0:00"), (65.2, "1:05"), (3725, "1:02:05")])
+def test_times_read_as_a_clock(seconds: float, expected: str) -> None:
+    assert clock_time(seconds) == expected
