@@ -79,7 +79,7 @@ def adapted(family, folder, *, parts, alpha=4.0, targets="attn-mlp", seed=0):
     """A family with an adapter that is not nothing."""
     module = family(str(folder))
     module.seed = seed
-    module.method = Lora(rank=8, alpha=alpha, targets=targets, parts=dict.fromkeys(parts, {}))
+    module.method = Lora(rank=8, alpha=alpha, targets=targets, parts={part: {} for part in parts})
     module.configure_model()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -180,5 +180,5 @@ def test_an_adapter_with_nan_is_never_written(sd15_folder, tmp_path):
 def test_a_part_that_does_not_exist_is_named_with_those_that_do(sd15_folder):
     module = StableDiffusion(str(sd15_folder))
     module.method = Lora(parts={"text_encoder_2": {}})
-    with pytest.raises(SettingsError, match="text_encoder_2.*denoiser, vae, text_encoder"):
+    with pytest.raises(SettingsError, match=r"text_encoder_2.*denoiser, vae, text_encoder"):
         module.configure_model()
