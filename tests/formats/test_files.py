@@ -23,6 +23,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_new_file_takes_the_place_of_the_old_one_in_one_step(tmp_path):
+    path, reader = tmp_path / "a.safetensors", tmp_path / "reader"
+    write(path, {"x": torch.zeros(1)}, {})
+    reader.hardlink_to(path)  # A program that still has the old file open.
+    write(path, {"x": torch.ones(1)}, {})
+    assert read(reader)[0]["x"] == 0 and read(path)[0]["x"] == 1
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_not_written(tmp_path, value):
     with pytest.raises(ValueError, match=r"layer\.down would hold NaN or infinity"):

@@ -100,6 +100,20 @@ def test_names_of_sdxl_that_other_trainers_write(meta, name, spelled):
     assert sgm_unet_names(dict(meta["sdxl"].unet.config), [name]) == {name: spelled}
 
 
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        ("down_blocks.2.downsamplers.0.conv", "input_blocks.9.0.op"),
+        ("down_blocks.3.resnets.1.conv1", "input_blocks.11.0.in_layers.2"),
+        ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.1.conv"),  # no attention in its block
+        ("up_blocks.1.upsamplers.0.conv", "output_blocks.5.2.conv"),
+        ("up_blocks.3.attentions.2.proj_out", "output_blocks.11.1.proj_out"),
+    ],
+)
+def test_names_in_the_published_checkpoints_of_sd15(meta, name, spelled):
+    assert sgm_unet_names(dict(meta["sd15"].unet.config), [name]) == {name: spelled}
+
+
 def test_kinds_of_resnet_layers_in_sdxl(meta):
     names = sgm_unet_names(dict(meta["sdxl"].unet.config), layers(meta["sdxl"].unet)).values()
     ends = ("in_layers.2", "emb_layers.1", "out_layers.3", "skip_connection", "op")
@@ -127,7 +141,16 @@ def test_uneven_blocks_are_numbered_through():
     ]
 
 
-@pytest.mark.parametrize("name", ["down_blocks.7.resnets.0.conv1", "down_blocks.0.resnets.0.conv3", "encoder_hid_proj"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "down_blocks.7.resnets.0.conv1",
+        "down_blocks.0.resnets.0.conv3",
+        "down_blocks.3.downsamplers.0.conv",
+        "up_blocks.3.upsamplers.0.conv",
+        "encoder_hid_proj",
+    ],
+)
 def test_a_module_without_a_counterpart_is_an_error(meta, name):
     with pytest.raises(ValueError, match=name):
         sgm_unet_names(dict(meta["sd15"].unet.config), [name])
@@ -137,14 +160,17 @@ def test_an_original_file_is_read_offline_with_the_shipped_folder(tiny, tmp_path
     folder = config_folder("sd15", tmp_path / "config")
     pipeline = tiny("sd15")
     pipeline.unet.save_config(folder / "unet")
+    pipeline.text_encoder.config.save_pretrained(folder / "text_encoder")
     weights = {name.rpartition(".")[::2]: tensor for name, tensor in pipeline.unet.state_dict().items()}
     names = sgm_unet_names(dict(pipeline.unet.config), {module for module, _ in weights})
     file = {f"model.diffusion_model.{names[module]}.{end}": tensor for (module, end), tensor in weights.items()}
+    text = pipeline.text_encoder.state_dict()
+    file |= {f"cond_stage_model.transformer.text_model.{name}": tensor for name, tensor in text.items()}
     save_file(file, tmp_path / "original.safetensors")
-    parts = {"vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
     read = StableDiffusionPipeline.from_single_file(
-        str(tmp_path / "original.safetensors"), config=str(folder), local_files_only=True, **parts
+        str(tmp_path / "original.safetensors"), config=str(folder), local_files_only=True, vae=pipeline.vae
     )
     assert len(read.tokenizer) == 49408 and read.scheduler.config.beta_end == 0.012
-    for name, tensor in pipeline.unet.state_dict().items():
-        assert torch.equal(read.unet.state_dict()[name], tensor), name
+    for part in ("unet", "text_encoder"):
+        back = getattr(read, part).state_dict()
+        assert all(torch.equal(back[name], tensor) for name, tensor in getattr(pipeline, part).state_dict().items())
