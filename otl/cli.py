@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from otl.check import report, require
 from otl.config import SettingsError, conf_dir, register
 from otl.mistakes import compose_settings, explain, explain_flags
+from otl.quiet import quiet_libraries
 from otl.registry import plugin_conf_dirs
 
 CONFIG_NAME = "config"
@@ -59,6 +60,7 @@ def job(cfg: DictConfig) -> None:
     """One run: of a sweep, or the only one."""
     require(cfg)
     job.started = True  # type: ignore[attr-defined]
+    quiet_libraries()
     hydra.utils.get_method(cfg.task._target_)(cfg)
 
 

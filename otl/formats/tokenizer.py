@@ -30,16 +30,18 @@ def clip_vocabulary(merges: list[str]) -> dict[str, int]:
     return {token: number for number, token in enumerate([*tokens, START, END])}
 
 
-def write_clip_tokenizer(folder: Path, *, pad_token: str, max_length: int = 77) -> None:
+def write_clip_tokenizer(folder: Path, *, pad_token: str, max_length: int = 77, merges: str | None = None) -> None:
     """Write the tokenizer of OpenAI's CLIP as `CLIPTokenizer.from_pretrained` of transformers 4 and 5 reads it.
 
     Args:
         folder: made where it is absent.
         pad_token: "<|endoftext|>", or "!" for SDXL's second text encoder.
         max_length: tokens of a prompt, with start and end.
+        merges: the text of a merges.txt; None: CLIP's own.
     """
     tokens = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad_token}
-    merges = gzip.decompress((assets_dir() / "clip_tokenizer" / "merges.txt.gz").read_bytes()).decode()
+    if merges is None:
+        merges = gzip.decompress((assets_dir() / "clip_tokenizer" / "merges.txt.gz").read_bytes()).decode()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "merges.txt").write_text(merges, encoding="utf-8")
     write_json(folder / "vocab.json", clip_vocabulary(merges.splitlines()[1:]))

@@ -18,29 +18,6 @@ log = logging.getLogger(__name__)
 DEFAULT_STEPS = 2000  # optimizer steps where neither max_steps nor max_epochs is given
 
 
-def quiet_libraries() -> None:
-    """No doubled lines and no advice from libraries: their warnings stay."""
-    import warnings
-
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric", "bitsandbytes", "httpx", "fsspec"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
-    for message in (
-        ".*does not have many workers.*",
-        ".*number of training batches.*smaller than the logging interval.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",
-        ".*You defined a `validation_step` but have no `val_dataloader`.*",
-        ".*Found .* module\\(s\\) in eval mode.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
 def build_module(settings: DictConfig) -> DiffusionModule:
     """The family with its method and options; no weights yet."""
     module: DiffusionModule = instantiate(settings.model, _convert_="all")

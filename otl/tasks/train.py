@@ -18,16 +18,17 @@ from otl.callbacks.progress import track
 from otl.config import SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.modules.base import DiffusionModule, steps_per_epoch
+from otl.quiet import undouble_lightning
 from otl.tasks import manifest
 from otl.tasks.precision import choose
-from otl.tasks.run import build_data, build_module, quiet_libraries, run_dir, total_steps
+from otl.tasks.run import build_data, build_module, run_dir, total_steps
 
 log = logging.getLogger(__name__)
 
 
 def train(settings: DictConfig) -> None:
     """The whole run, in its order."""
-    quiet_libraries()
+    undouble_lightning()
     folder = run_dir()
     resume = checkpoint_to_resume(settings.resume, folder)
     refuse_overwrite(settings, folder, resuming=resume is not None)

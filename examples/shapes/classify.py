@@ -1,0 +1,70 @@
+"""A simple classifier of the pictures of draw.py: colours by distance, shapes by overlap with templates."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from examples.shapes.draw import COLOURS, FINER, NEW_SHAPE, SHAPES, corners
+
+TEMPLATE = 48  # pixels per side of the box that shapes are compared in
+OVERLAP = 0.62  # intersection over union below which a shape is no shape
+LEAST = 60  # pixels that a shape has at least
+LEAST_CONTRAST = 40.0  # distance of the shape's colour from the background's, levels of 0..255
+
+
+class Seen(NamedTuple):
+    """What a picture shows; None where it is unclear."""
+
+    shape: str | None
+    colour: str | None
+    background: str
+    overlap: float  # of the best template, 0..1
+
+
+def classify(picture: Image.Image) -> Seen:
+    """The shape, its colour and the background's colour."""
+    levels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    rim = np.concatenate([levels[:2].reshape(-1, 3), levels[-2:].reshape(-1, 3)])
+    rim = np.concatenate([rim, levels[:, :2].reshape(-1, 3), levels[:, -2:].reshape(-1, 3)])
+    ground = np.median(rim, axis=0)
+    distance = np.linalg.norm(levels - ground, axis=2)
+    contrast = float(np.sort(distance, axis=None)[-LEAST])
+    mask = distance > contrast / 2
+    if contrast < LEAST_CONTRAST:
+        return Seen(None, None, nearest(ground), 0.0)
+    overlaps = {shape: overlap(boxed(mask), template(shape)) for shape in (*SHAPES, NEW_SHAPE)}
+    best = max(overlaps, key=overlaps.__getitem__)
+    shape = best if overlaps[best] >= OVERLAP else None
+    return Seen(shape, nearest(np.median(levels[mask], axis=0)), nearest(ground), overlaps[best])
+
+
+def nearest(colour: np.ndarray) -> str:
+    """The name of the nearest colour."""
+    return min(COLOURS, key=lambda name: float(np.linalg.norm(colour - np.array(COLOURS[name]))))
+
+
+def boxed(mask: np.ndarray) -> np.ndarray:
+    """[H, W] bool -> [TEMPLATE, TEMPLATE] bool: what its bounding box holds, stretched."""
+    rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    size = (TEMPLATE, TEMPLATE)
+    return np.asarray(Image.fromarray(part.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) > 127
+
+
+@lru_cache
+def template(shape: str) -> np.ndarray:
+    """[TEMPLATE, TEMPLATE] bool: the shape in its bounding box."""
+    side = 64 * FINER
+    picture = Image.new("L", (side, side))
+    points = [(side / 2 + x, side / 2 + y) for x, y in corners(shape, side / 2.5)]
+    ImageDraw.Draw(picture).polygon(points, fill=255)
+    return boxed(np.asarray(picture) > 127)
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union, 0..1."""
+    return float((a & b).sum() / (a | b).sum())

@@ -1,0 +1,151 @@
+"""Make the untrained start of the small checkpoint: a trained VAE, a tokenizer, and a random UNet and text encoder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from examples.shapes.draw import draw, training_scenes
+from otl.formats.folder import save_pipeline
+from otl.formats.tokenizer import byte_letters, write_clip_tokenizer
+
+TOKENS = 20  # the longest caption has 14 with start and end
+WIDTH = 128  # of the text encoder
+
+
+def pictures(count: int, seed: int) -> Tensor:
+    """[count, 3, 64, 64] in -1..1."""
+    random = Random(seed)
+    drawn = np.stack([np.asarray(draw(scene, random)) for scene in training_scenes(count, random)])
+    return torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_vae(images: Tensor, *, steps: int, batch: int) -> AutoencoderKL:
+    """Trained on the posterior's mean plus a little noise: drawing from the posterior from the start stalls."""
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        pixels = images[torch.randint(len(images), (batch,))]
+        mean = vae.encode(pixels).latent_dist.mean
+        back = vae.decode(mean + 0.05 * torch.randn_like(mean)).sample
+        loss = F.mse_loss(back, pixels) + 0.1 * F.l1_loss(back, pixels) + 1e-4 * mean.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 99:
+            print(f"step {step + 1}: mean absolute error {(back - pixels).abs().mean():.4f}", flush=True)
+    return scaled(vae, images)
+
+
+@torch.no_grad()
+def scaled(vae: AutoencoderKL, images: Tensor) -> AutoencoderKL:
+    """With the factor that gives its latents unit variance."""
+    latents = vae.encode(images[:256]).latent_dist.mean
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    error = (vae.decode(latents).sample - images[:256]).abs().mean()
+    print(f"VAE: mean absolute error {error:.4f}, scaling factor {vae.config.scaling_factor}")
+    return vae.eval()
+
+
+def merges() -> str:
+    """Byte pairs that make one token of every word of the captions."""
+    random = Random(0)
+    captions = [scene.caption() for scene in training_scenes(5000, random)]
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = byte_letters()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    pairs = json.loads(tokenizer.to_str())["model"]["merges"]
+    return "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in pairs) + "\n"
+
+
+def random_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 128),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def random_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the diffusers folder")
+    parser.add_argument("--steps", type=int, default=1500, help="of the VAE's training, 16 pictures each")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    vae = train_vae(pictures(3000, arguments.seed), steps=arguments.steps, batch=16)
+    files = arguments.out.parent / f"{arguments.out.name}-tokenizer"
+    write_clip_tokenizer(files, pad_token="<|endoftext|>", max_length=TOKENS, merges=merges())
+    tokenizer = CLIPTokenizer.from_pretrained(files)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=random_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=random_unet(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    save_pipeline(pipeline, arguments.out, dtype="fp32")
+
+
+if __name__ == "__main__":
+    main()

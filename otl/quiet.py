@@ -1,0 +1,40 @@
+"""No third-party noise: set before the libraries are imported, because some speak while they load. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+LOGGERS = ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "httpx", "fsspec", "transformers", "diffusers", "PIL", "peft")
+TRAINERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric", "lightning.pytorch.accelerators.cuda")
+WARNINGS = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",
+    ".*module\\(s\\) in eval mode.*",
+    ".*no `val_dataloader`.*",
+    ".*`training_step` returned `None`.*",
+    ".*The `srun` command is available.*",
+)
+
+
+def quiet_libraries() -> None:
+    """Only errors of the libraries get through, and each line once: Lightning's own handler doubles Hydra's."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in (*LOGGERS, *TRAINERS):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
+def undouble_lightning() -> None:
+    """Take away the handler that Lightning adds to its own logger when it is imported."""
+    logging.getLogger("lightning.pytorch").handlers.clear()
+    logging.getLogger("lightning").handlers.clear()
