@@ -1,0 +1,202 @@
+"""The dataset of a run: scanned once, cut into buckets, served from the cache in an order that can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from otl.config import Data, PartialBatches, SettingsError
+from otl.datamodules import filling
+from otl.datamodules.cache import Cache, content_hash, image_key, prompt_key
+from otl.datamodules.captions import all_prompts
+from otl.datamodules.layout import Draw, Layout, Place, batches, layout
+from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Order, Request, ResumableLoader, options
+from otl.datamodules.scan import scan
+from otl.types import Encoder, Problem, Progress, Sample
+
+__all__ = ["BucketedDataModule", "Draw", "Layout", "Place", "batches", "layout"]
+
+LISTED = 10  # files named in an error
+
+
+class BucketedDataModule(LightningDataModule):
+    """Folders of images with captions.
+
+    Args:
+        data: the settings.
+        resolution: pixels per side of the square with a bucket's area.
+        step: sides of buckets are multiples of it, pixels.
+        seed: of the order, captions and noise.
+    """
+
+    samples: list[Sample]  # to train on
+    validation_samples: list[Sample]
+    problems: list[Problem]  # what the scan found
+    layout: Layout  # of `samples`
+    validation_layout: Layout
+
+    def __init__(self, data: Data | DictConfig, *, resolution: int, step: int, seed: int) -> None:
+        super().__init__()
+        self.data, self.resolution, self.step, self.seed = data, resolution, step, seed
+        self.scanned = False
+        self.train_cached: Cached | None = None  # set by `fill_cache`
+        self.validation_cached: Cached | None = None
+
+    @property
+    def cached(self) -> bool:
+        """Whether the cache is to be filled before training."""
+        return self.data.cache
+
+    def setup(self, stage: str | None = None) -> None:
+        """Scan and lay out, once.
+
+        Raises:
+            SettingsError: the dataset cannot be trained on; lists all reasons.
+        """
+        if self.scanned:
+            return
+        samples, self.problems = scan(self.data)
+        fatal = [problem for problem in self.problems if problem.fatal]
+        if fatal:
+            raise SettingsError("\n".join(map(report, fatal)))
+        self.samples = [sample for sample in samples if not sample.validation]
+        self.validation_samples = [sample for sample in samples if sample.validation]
+        self.layout, self.validation_layout = self._layout(self.samples), self._layout(self.validation_samples)
+        self.scanned = True
+
+    def batches_per_epoch(self, world_size: int = 1) -> int:
+        """Batches of each rank in an epoch."""
+        return len(self._batches(epoch=0, world_size=world_size))
+
+    def fill_cache(self, encoder: Encoder, *, images: bool, prompts: bool, progress: Progress | None = None) -> None:
+        """Encode what the cache lacks; from then on the loaders serve from it.
+
+        Args:
+            encoder: a family with its weights.
+            images: whether latents are cached.
+            prompts: whether conditioning is cached: not where a text encoder trains.
+            progress: shows how far it is; None: nothing is shown.
+        """
+        cache = Cache(Path(self.data.cache_dir).expanduser())
+        latents = self._image_keys(encoder, progress) if images else None
+        conds = self._prompt_keys(encoder) if prompts else None
+        pictures = self._pictures(latents) if latents is not None else []
+        for share in self._shares():
+            filling.fill_images(
+                cache,
+                encoder,
+                pictures,
+                background=self.data.background,
+                batch_size=self.data.encode_batch_size,
+                progress=progress,
+                share=share,
+            )
+            filling.fill_prompts(
+                cache, encoder, conds or {}, batch_size=self.data.encode_batch_size, progress=progress, share=share
+            )
+        count = len(self.samples)
+        self.train_cached = Cached(cache, latents[:count] if latents is not None else None, conds)
+        self.validation_cached = Cached(cache, latents[count:] if latents is not None else None, conds)
+
+    def train_dataloader(self) -> ResumableLoader:
+        rank, world_size = self._ranks()
+        order = Order(lambda epoch: self._batches(epoch=epoch, rank=rank, world_size=world_size))
+        dataset = self._dataset(self.samples, self.layout, dropout=self.data.caption_dropout, cached=self.train_cached)
+        return ResumableLoader(dataset, order, **options(self.data.workers))
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The held-out images, always in the same order; an empty list where there are none."""
+        if not self.validation_samples:
+            return []
+        rank, world_size = self._ranks()
+        draws = batches(
+            self.validation_layout,
+            batch_size=self.data.batch_size,
+            partial=PartialBatches.keep,
+            seed=self.seed,
+            epoch=0,
+            rank=rank,
+            world_size=world_size,
+        )
+        order: list[Request] = [(VALIDATION, batch) for batch in draws]
+        dataset = self._dataset(
+            self.validation_samples, self.validation_layout, dropout=0.0, cached=self.validation_cached
+        )
+        return DataLoader(dataset, sampler=order, **options(self.data.workers))
+
+    def _layout(self, samples: list[Sample]) -> Layout:
+        return layout(samples, resolution=self.resolution, step=self.step, buckets=self.data.buckets)
+
+    def _batches(self, *, epoch: int, rank: int = 0, world_size: int = 1) -> list[list[Draw]]:
+        return batches(
+            self.layout,
+            batch_size=self.data.batch_size,
+            partial=self.data.partial_batches,
+            seed=self.seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _dataset(self, samples: list[Sample], layout: Layout, *, dropout: float, cached: Cached | None) -> Bucketed:
+        return Bucketed(
+            samples,
+            layout.places,
+            seed=self.seed,
+            background=self.data.background,
+            caption_dropout=dropout,
+            cached=cached,
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        """Rank and number of ranks."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _shares(self) -> Iterator[tuple[int, int]]:
+        """Every rank makes its part; then what it still lacks, where ranks do not share the folder."""
+        rank, world_size = self._ranks()
+        yield rank, world_size
+        if world_size > 1:
+            self.trainer.strategy.barrier("cache")
+            yield 0, 1
+
+    def _everything(self) -> list[tuple[Sample, Place]]:
+        """The samples to train on, then those held out."""
+        samples, places = self.samples + self.validation_samples, self.layout.places + self.validation_layout.places
+        return list(zip(samples, places))
+
+    def _image_keys(self, encoder: Encoder, progress: Progress | None) -> list[str]:
+        """The cache's key for each of `_everything`."""
+        identity, everything = encoder.image_identity(), self._everything()
+        with ThreadPoolExecutor() as pool:
+            reading = pool.map(lambda pair: content_hash(pair[0].path), everything)
+            hashes = list(progress(reading, "images compared with the cache", len(everything)) if progress else reading)
+        return [
+            image_key(content, sample.size, place.scaled, place.crop, place.bucket, self.data.background, identity)
+            for content, (sample, place) in zip(hashes, everything)
+        ]
+
+    def _prompt_keys(self, encoder: Encoder) -> dict[str, str]:
+        """Caption -> key, of all that can come up."""
+        identity = encoder.prompt_identity()
+        texts = all_prompts(self.samples + self.validation_samples, self.data.caption_dropout)
+        return {text: prompt_key(text, identity) for text in texts}
+
+    def _pictures(self, keys: list[str]) -> list[filling.Picture]:
+        return [
+            filling.Picture(key, sample.path, place.bucket) for key, (sample, place) in zip(keys, self._everything())
+        ]
+
+
+def report(problem: Problem) -> str:
+    """A problem with the first of its files."""
+    lines = [f"{problem.key}: {problem.message}", *(f"  {detail}" for detail in problem.details[:LISTED])]
+    if len(problem.details) > LISTED:
+        lines.append(f"  and {len(problem.details) - LISTED} more")
+    return "\n".join(lines)

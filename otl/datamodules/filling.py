@@ -1,0 +1,128 @@
+"""Encodes into the cache what is not in it yet."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otl.datamodules.cache import Cache
+from otl.datamodules.images import pixels
+from otl.types import Encoder, Progress, Size
+
+AHEAD = 3  # batches decoded while one is encoded
+THREADS = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One entry to make: what the key stands for."""
+
+    key: str
+    path: Path
+    bucket: Size
+
+
+def fill_images(
+    cache: Cache,
+    encoder: Encoder,
+    pictures: list[Picture],
+    *,
+    background: str,
+    batch_size: int,
+    progress: Progress | None,
+    share: tuple[int, int] = (0, 1),
+) -> int:
+    """Put the latents that are missing, each as soon as it is made, and return how many that were.
+
+    Args:
+        cache: where to.
+        encoder: of the images.
+        pictures: all that are needed.
+        background: colour under transparent pixels.
+        batch_size: images encoded at once.
+        progress: shows how far it is; None: nothing is shown.
+        share: which part of the work this process does: rank and number of ranks.
+    """
+    by_key = {picture.key: picture for picture in pictures}
+    missing = [by_key[key] for key in cache.missing(by_key)][share[0] :: share[1]]
+
+    def made() -> Iterator[Picture]:
+        for group, batch in decoded(by_bucket(missing, batch_size), background):
+            with torch.no_grad():
+                latents = encoder.encode_image(batch.to(encoder.device))
+            for picture, each in zip(group, latents):
+                cache.put(picture.key, {"latents": each})
+                yield picture
+
+    return _run(made(), "images into the cache", len(missing), progress)
+
+
+def fill_prompts(
+    cache: Cache,
+    encoder: Encoder,
+    keys: dict[str, str],
+    *,
+    batch_size: int,
+    progress: Progress | None,
+    share: tuple[int, int] = (0, 1),
+) -> int:
+    """The same for captions; `keys` is caption -> key."""
+    prompts = {key: prompt for prompt, key in keys.items()}
+    missing = cache.missing(prompts)[share[0] :: share[1]]
+
+    def made() -> Iterator[str]:
+        for group in chunks(missing, batch_size):
+            with torch.no_grad():
+                cond = encoder.encode_prompt([prompts[key] for key in group])
+            for number, key in enumerate(group):
+                cache.put(key, {name: tensor[number] for name, tensor in cond.items()})
+                yield key
+
+    return _run(made(), "captions into the cache", len(missing), progress)
+
+
+def by_bucket(pictures: Iterable[Picture], batch_size: int) -> list[list[Picture]]:
+    """Batches of one size each."""
+    buckets = defaultdict(list)
+    for picture in pictures:
+        buckets[picture.bucket].append(picture)
+    return [group for members in buckets.values() for group in chunks(members, batch_size)]
+
+
+def chunks(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def decoded(groups: list[list[Picture]], background: str) -> Iterator[tuple[list[Picture], Tensor]]:
+    """Each group with its pixels [B, 3, H, W], decoded in threads a little ahead of who asks."""
+    pool = ThreadPoolExecutor(THREADS)
+    waiting: deque[tuple[list[Picture], list[Future[Any]]]] = deque()
+    try:
+        for group in groups:
+            waiting.append((group, [pool.submit(pixels, each.path, each.bucket, background) for each in group]))
+            if len(waiting) > AHEAD:
+                yield _stacked(*waiting.popleft())
+        while waiting:
+            yield _stacked(*waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _stacked(group: list[Picture], futures: list[Future[Any]]) -> tuple[list[Picture], Tensor]:
+    return group, torch.stack([future.result()[0] for future in futures])
+
+
+def _run(made: Iterator[Any], what: str, count: int, progress: Progress | None) -> int:
+    """Go through all entries and show them."""
+    if count:
+        for _ in made if progress is None else progress(made, what, count):
+            pass
+    return count

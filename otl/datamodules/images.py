@@ -1,0 +1,154 @@
+"""From a file to the pixels of a bucket: upright, RGB, scaled, cropped."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageColor
+from torch import Tensor
+from torch.nn import functional
+
+from otl.config import SettingsError
+from otl.datamodules import buckets
+from otl.types import Crop, Size
+
+VERSION = 1  # part of the cache's keys: raise it when the same file gives other pixels
+DRAFT_MARGIN = 2  # a JPEG is decoded at a reduced size that is still this many times the scaled size
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what sets it right
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # Pillow raises
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1..8, from the header alone."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these by itself
+    # PNG's own getexif decodes the whole image.
+    return Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
+
+
+def upright_size(image: Image.Image) -> Size:
+    """The size that an opened image has once it is turned upright."""
+    sides = (image.width, image.height) if orientation(image) >= 5 else (image.height, image.width)
+    return Size(*sides)
+
+
+def load(path: Path, background: str) -> Image.Image:
+    """The image as RGB, upright, in sRGB, of an animation the first frame.
+
+    Args:
+        path: of the file.
+        background: colour under transparent pixels, a name or #rrggbb.
+
+    Raises:
+        SettingsError: the file cannot be read, or `background` is no colour.
+    """
+    return _load(path, background, bucket=None)[0]
+
+
+def pixels(path: Path, bucket: Size, background: str) -> tuple[Tensor, Crop]:
+    """The part of an image that fills its bucket.
+
+    Returns:
+        float32 [3, H, W] in -1..1, and the crop's place in the scaled image.
+
+    Raises:
+        SettingsError: as `load`.
+    """
+    image, size = _load(path, background, bucket=bucket)
+    scaled, crop = buckets.fit(size, bucket)
+    levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    if levels.shape[2:] != scaled:
+        levels = functional.interpolate(levels, size=tuple(scaled), mode="bicubic", antialias=True)
+    cut = levels[0, :, crop.top : crop.top + bucket.h, crop.left : crop.left + bucket.w]
+    return cut.float().div_(127.5).sub_(1).contiguous(), crop
+
+
+def _load(path: Path, background: str, *, bucket: Size | None) -> tuple[Image.Image, Size]:
+    """The image, perhaps at a reduced size that still serves the bucket, and its true size."""
+    colour = _colour(background)
+    try:
+        with Image.open(path) as image:
+            size, turn = upright_size(image), UPRIGHT.get(orientation(image))
+            if bucket is not None:
+                _draft(image, size, bucket)
+            image.load()
+            flat = _flat(_srgb(_eight_bit(image)), colour)
+    except UNREADABLE as error:
+        raise SettingsError(
+            f"{path}: cannot be decoded ({error}); replace the file or move it out of the folder"
+        ) from error
+    return (flat.transpose(turn) if turn is not None else flat), size
+
+
+def _colour(background: str) -> tuple[int, ...]:
+    try:
+        return ImageColor.getrgb(background)[:3]
+    except ValueError as error:
+        raise SettingsError(
+            f"data.background={background}: no colour; give a name such as white, or #rrggbb"
+        ) from error
+
+
+def _draft(image: Image.Image, size: Size, bucket: Size) -> None:
+    """Let libjpeg decode at 1/2, 1/4 or 1/8, where that is much faster and still large enough."""
+    scaled, _ = buckets.fit(size, bucket)
+    h, w = scaled if (image.height, image.width) == tuple(size) else (scaled.w, scaled.h)
+    image.draft(None, (w * DRAFT_MARGIN, h * DRAFT_MARGIN))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Greys of more than 8 bits -> 8 bits; others as they are. Pillow itself would clip them to white."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    grey = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        white = 1.0 if grey.max() <= 1 else 255.0  # floating point images say nowhere what white is
+    else:
+        white = 65535.0
+    return Image.fromarray((grey / white * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def _srgb(image: Image.Image) -> Image.Image:
+    """Through the embedded profile, if there is one, into sRGB; transparency is kept."""
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L", "LA"):
+        return image
+    alpha = image.getchannel("A") if image.mode.endswith("A") else None
+    opaque = image.convert(image.mode.removesuffix("A")) if alpha else image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image
+        converted = ImageCms.profileToProfile(opaque, source, SRGB, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image  # a damaged profile, or one of another colour space: viewers ignore it too
+    assert converted is not None
+    if alpha is not None:
+        converted.putalpha(alpha)
+    elif "transparency" in image.info:
+        converted.putalpha(image.convert("RGBA").getchannel("A"))
+    return converted
+
+
+def _flat(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """RGB, with transparent pixels laid over the colour."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    ground = Image.new("RGBA", image.size, (*colour, 255))
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

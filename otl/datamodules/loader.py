@@ -1,0 +1,195 @@
+"""Batches from the cache or the files, and a DataLoader that goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from otl import rng
+from otl.config import SettingsError
+from otl.datamodules import captions, images
+from otl.datamodules.cache import Cache
+from otl.datamodules.layout import Draw, Place
+from otl.types import Batch, Cond, Sample
+
+VALIDATION = "validation"  # in the place of the epoch: validation is the same every time
+
+Request = tuple[int | str, list[Draw]]
+"""The epoch and the draws of a batch; the epoch travels with them, because workers live longer than one."""
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What the cache holds for a dataset."""
+
+    cache: Cache
+    latents: list[str] | None  # key for each sample; None: pixels are served
+    prompts: dict[str, str] | None  # caption -> key; None: captions alone are served
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """An entry that was there when the run began.
+
+        Raises:
+            SettingsError: it is gone or damaged.
+        """
+        entry = self.cache.get(key)
+        if entry is None:
+            raise SettingsError(
+                f"{self.cache.path(key)}: this cache entry is gone or damaged; delete the file if it is there, and "
+                "start again (resume=auto goes on from the last checkpoint): it will be made anew"
+            )
+        return entry
+
+
+class Bucketed(Dataset[Batch]):
+    """Samples with their places; asked for a whole batch at a time.
+
+    Args:
+        samples: the dataset.
+        places: one for each sample.
+        seed: of the run.
+        background: colour under transparent pixels.
+        caption_dropout: share of captions replaced by the empty one, 0..1.
+        cached: where latents and conditioning come from; None: pixels and captions alone.
+    """
+
+    def __init__(
+        self,
+        samples: list[Sample],
+        places: list[Place],
+        *,
+        seed: int,
+        background: str,
+        caption_dropout: float,
+        cached: Cached | None,
+    ) -> None:
+        self.samples, self.places, self.seed = samples, places, seed
+        self.background, self.caption_dropout, self.cached = background, caption_dropout, cached
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, request: Request) -> Batch:
+        epoch, draws = request
+        indices = [index for index, _ in draws]
+        keys = torch.tensor([rng.key(self.seed, epoch, index, repeat) for index, repeat in draws])
+        texts = [self.caption(index, int(key)) for index, key in zip(indices, keys)]
+        samples, places = [self.samples[index] for index in indices], [self.places[index] for index in indices]
+        latents = self.latents(indices)
+        # Validation draws noise of its own, for several timesteps.
+        drawn = latents is not None and epoch != VALIDATION
+        return Batch(
+            index=torch.tensor(indices),
+            key=keys,
+            captions=texts,
+            original_size=torch.tensor([sample.size for sample in samples]),
+            crop=torch.tensor([place.crop for place in places]),
+            target_size=torch.tensor([place.bucket for place in places]),
+            weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+            pixels=None if latents is not None else self.pixels(indices),
+            latents=latents,
+            cond=self.cond(texts),
+            noise=rng.normals(keys, tuple(latents.shape[1:]), "noise") if drawn else None,
+        )
+
+    def caption(self, index: int, key: int) -> str:
+        """As trained this time: one of the image's captions, or the empty one."""
+        if captions.dropped(key, self.caption_dropout):
+            return ""
+        return captions.choose(self.samples[index].captions, key)
+
+    def pixels(self, indices: list[int]) -> Tensor:
+        """[B, 3, H, W] in -1..1."""
+        return torch.stack(
+            [images.pixels(self.samples[i].path, self.places[i].bucket, self.background)[0] for i in indices]
+        )
+
+    def latents(self, indices: list[int]) -> Tensor | None:
+        """[B, C, h, w] float32 from the cache."""
+        if self.cached is None or self.cached.latents is None:
+            return None
+        return torch.stack([self.cached.read(self.cached.latents[index])["latents"].float() for index in indices])
+
+    def cond(self, texts: list[str]) -> Cond | None:
+        """The conditioning of each caption, stacked."""
+        if self.cached is None or self.cached.prompts is None:
+            return None
+        entries = [self.cached.read(self.cached.prompts[text]) for text in texts]
+        return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
+
+
+class Order(Sampler[Request]):
+    """The batches of an epoch. Lightning sets the epoch; a resumed loader sets where to start.
+
+    Args:
+        batches: epoch -> its batches, of this rank.
+    """
+
+    def __init__(self, batches: Callable[[int], list[list[Draw]]]) -> None:
+        self.batches = batches
+        self.epoch, self.start = 0, 0
+        self.length = len(batches(0))  # the same every epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Request]:
+        # Not a generator: what is asked for later must not follow a later `set_epoch`.
+        return iter([(self.epoch, draws) for draws in self.batches(self.epoch)[self.start :]])
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """Its state is the epoch and the number of batches delivered; the rest follows from the order.
+
+    torchdata's StatefulDataLoader is off by one epoch at an epoch's end.
+    """
+
+    sampler: Order
+
+    def __init__(self, dataset: Bucketed, order: Order, **options: Any) -> None:
+        super().__init__(dataset, sampler=order, **options)
+        self.epoch, self.delivered = 0, 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.epoch, self.delivered = self.sampler.epoch, self.sampler.start
+        delivering = super().__iter__()
+        self.sampler.start = 0
+        return self._counted(delivering)
+
+    def _counted(self, delivering: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in delivering:
+            self.delivered += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "delivered": self.delivered}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        ended = state["delivered"] >= len(self.sampler)
+        self.epoch = state["epoch"] + 1 if ended else state["epoch"]
+        self.delivered = 0 if ended else state["delivered"]
+        self.sampler.epoch, self.sampler.start = self.epoch, self.delivered
+
+
+def options(workers: int) -> dict[str, Any]:
+    """How both loaders load: the dataset makes whole batches itself."""
+    return {
+        "batch_size": None,
+        "collate_fn": whole,
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+    }
+
+
+def whole(batch: Batch) -> Batch:
+    """A batch is one already."""
+    return batch
