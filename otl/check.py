@@ -158,8 +158,8 @@ def _check_call(key: str, node: dict[str, Any]) -> list[Problem]:
     try:
         accepted = signature(target)
     except NoSuchName as error:
-        name = target.rpartition(".")[2]
-        return [Problem(f"{key}._target_", f"{target} does not exist: {error}{meant(name, error.known)}")]
+        absent = str(error).rpartition(" ")[2]
+        return [Problem(f"{key}._target_", f"{target} does not exist: {error}{meant(absent, error.known)}")]
     except Exception as error:
         return [Problem(f"{key}._target_", f"{target} cannot be imported: {type(error).__name__}: {error}")]
     return _check_arguments(key, node, target, accepted)

@@ -79,43 +79,71 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def defined_names(module: Module) -> list[str]:
-    """The classes and functions that a module defines or re-exports."""
-    names = set()
+    """The classes, functions and submodules that a module has, for suggestions."""
+    index = _index(module)
+    beside = [path.stem for path in module.path.parent.glob("*.py")] if module.path.name == "__init__.py" else []
+    return sorted({*index.defined, *index.imported, *beside} - {"__init__", "__all__"})
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What the top level of a module binds."""
+
+    defined: dict[str, ast.AST]  # classes, functions and assigned expressions
+    imported: dict[str, tuple[str, str]]  # name -> the module it comes from and its name there
+    stars: tuple[str, ...]  # modules whose names are all taken over
+    dynamic: bool  # has a __getattr__ of its own
+
+
+@lru_cache
+def _index(module: Module) -> _Index:
+    defined: dict[str, ast.AST] = {}
+    imported: dict[str, tuple[str, str]] = {}
+    stars = []
     for node in _statements(module.tree.body):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            names.add(node.name)
+            defined[node.name] = node
+        elif isinstance(node, ast.Assign):
+            defined.update((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+            defined[node.target.id] = node.value
         elif isinstance(node, ast.ImportFrom):
-            names.update(alias.asname or alias.name for alias in node.names if alias.name != "*")
-    return sorted(names)
-
-
-def lookup(module: Module, name: str, depth: int = 0) -> tuple[Module, ast.AST]:
-    """Where a module's name is defined: its class, function or assigned expression."""
-    if depth > MAX_DEPTH:
-        raise Unclear(name)
-    stars, dynamic = [], False
-    for node in reversed(list(_statements(module.tree.body))):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return module, node
-        if isinstance(node, ast.FunctionDef) and node.name == "__getattr__":
-            dynamic = True
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            return module, node.value
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
-            return module, node.value or node
-        if isinstance(node, ast.ImportFrom):
             source = _absolute(module, node)
             for alias in node.names:
                 if alias.name == "*":
                     stars.append(source)
-                elif (alias.asname or alias.name) == name:
-                    return _imported_name(source, alias.name, depth + 1)
-    for source in stars:
+                else:
+                    imported[alias.asname or alias.name] = (source, alias.name)
+    return _Index(defined, imported, tuple(reversed(stars)), "__getattr__" in defined)
+
+
+def lookup(module: Module, name: str, tried: set[tuple[str, str]] | None = None) -> tuple[Module, ast.AST]:
+    """Where a module's name is defined: its class, function or assigned expression.
+
+    Args:
+        module: where to begin.
+        name: without dots.
+        tried: (module, name) pairs that this search has been at already; star imports go in circles.
+
+    Raises:
+        NoSuchName: the sources show that there is none.
+        Unclear: they do not tell.
+    """
+    tried = set() if tried is None else tried
+    if (module.name, name) in tried:
+        raise NoSuchName(f"{module.name} has no {name}", [])
+    tried.add((module.name, name))
+    index = _index(module)
+    if name in index.defined:
+        return module, index.defined[name]
+    if name in index.imported:
+        return _imported_name(*index.imported[name], tried)
+    for source in index.stars:
         try:
-            return _imported_name(source, name, depth + 1)
+            return _imported_name(source, name, tried)
         except NoSuchName:
             continue
-    if dynamic:
+    if index.dynamic:
         raise Unclear(name)
     raise NoSuchName(f"{module.name} has no {name}", defined_names(module))
 
@@ -129,11 +157,11 @@ def _absolute(module: Module, node: ast.ImportFrom) -> str:
     return ".".join(base + ([node.module] if node.module else []))
 
 
-def _imported_name(source: str, name: str, depth: int) -> tuple[Module, ast.AST]:
+def _imported_name(source: str, name: str, tried: set[tuple[str, str]]) -> tuple[Module, ast.AST]:
     module, rest = find_module(f"{source}.{name}")
     if rest != [name]:
         raise Unclear(f"{source}.{name}")  # a module itself, or a name made at run time
-    return lookup(module, name, depth)
+    return lookup(module, name, tried)
 
 
 def attribute(module: Module, node: ast.AST, name: str, depth: int = 0) -> tuple[Module, ast.AST]:

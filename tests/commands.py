@@ -1,0 +1,69 @@
+"""Commands run as processes, and packages made on the spot."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from otl.config import PACKAGE
+
+ROOT = PACKAGE.parent
+
+
+@dataclass
+class Result:
+    """A finished command."""
+
+    code: int
+    out: str  # stdout
+    err: str  # stderr
+    seconds: float  # processor time: the wall's depends on what else the machine does
+
+
+def run_process(command: Sequence[str | Path], cwd: Path, *paths: Path, **environment: str) -> Result:
+    """Run a command in a folder, with folders in front of Python's path."""
+    inherited = {name: value for name, value in os.environ.items() if name not in {"HYDRA_FULL_ERROR", "PYTHONPATH"}}
+    joined = os.pathsep.join(str(path) for path in paths)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=inherited | {"PYTHONPATH": joined} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return Result(done.returncode, done.stdout, done.stderr, seconds)
+
+
+def run_otl(*arguments: str, cwd: Path, path: Sequence[Path] = (ROOT,), **environment: str) -> Result:
+    """`python -m otl` in a folder."""
+    return run_process([sys.executable, "-m", "otl", *arguments], cwd, *path, **environment)
+
+
+def write_plugin(folder: Path, package: str, *, models: str = "", files: dict[str, str] | None = None) -> Path:
+    """An installed distribution: a package, its files, and the metadata of its entry points.
+
+    Args:
+        folder: put on Python's path by the caller.
+        package: name of the package; the distribution's is the same with a hyphen.
+        models: lines of the entry-point group otl.models.
+        files: path inside the package -> text.
+    """
+    for name, text in {"__init__.py": "", **(files or {})}.items():
+        path = folder / package / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    distribution = package.replace("_", "-")
+    metadata = folder / f"{package}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[otl.models]\n{models}\n")
+    return folder
