@@ -50,6 +50,7 @@ class EMA(Callback):
         if self.decay is None:
             return
         live = {name: parameter.detach() for name, parameter in pl_module.trained_parameters().items()}
+        weights = list(live.values())
         if not self._averages:
             self._averages = {name: weight.to(torch.float32, copy=True) for name, weight in live.items()}
         elif set(self._averages) != set(live):
@@ -60,13 +61,13 @@ class EMA(Callback):
         # A hook of the optimizer, not on_train_batch_end: it comes before every other callback, once for each step
         # that was really made (fp16's scaler skips some).
         def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            self._update(pl_module)
+            self._update(weights)
 
         self._hook = trainer.optimizers[0].register_step_post_hook(after_step)
 
     @torch.no_grad()
-    def _update(self, module: DiffusionModule) -> None:
-        live = [parameter.detach().float() for parameter in module.trained_parameters().values()]
+    def _update(self, weights: list[Tensor]) -> None:
+        live = [weight.float() for weight in weights]
         torch._foreach_lerp_(list(self._averages.values()), live, 1 - warmed_up(self.decay, self._updates))
         self._updates += 1
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from otl.formats.files import listed
 from otl.types import Batch
@@ -30,6 +30,7 @@ class Guard(Callback):
     """Looks at every loss and gradient before the optimizer does, which costs one wait for the device each step."""
 
     def __init__(self) -> None:
+        self._trained: list[nn.Parameter] = []
         self._losses: list[Tensor] = []  # of the batches since the last optimizer step
         self._batches: list[Batch] = []
         self._skipped = 0
@@ -37,6 +38,7 @@ class Guard(Callback):
         self._start_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        self._trained = list(pl_module.trained_parameters().values())
         self._start, self._start_step = fingerprints(pl_module), trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, batch: Batch, batch_idx: int) -> None:
@@ -49,7 +51,7 @@ class Guard(Callback):
         self, trainer: Trainer, pl_module: DiffusionModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Raises NonFinite: the loss of a batch or a gradient is NaN or infinite."""
-        gradients = [p.grad for p in pl_module.trained_parameters().values() if p.grad is not None]
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).to(self._losses[0].device)
         # One transfer for all of them: each would wait for the device.
         norm_finite, *finite = torch.isfinite(torch.stack([norm.float(), *(x.float() for x in self._losses)])).tolist()

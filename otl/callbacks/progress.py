@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 from torch import Tensor
 
 from otl.callbacks.timing import Clocked, Steps
@@ -53,7 +54,7 @@ class Progress(Clocked):
         console = Console()
         if console.is_terminal and trainer.is_global_zero:
             self._bar = start_bar(console)
-            self._bar.add_task("training", total=pl_module.total_steps, completed=self._from_step, status="")
+            self._bar.add_task("", total=pl_module.total_steps, completed=self._from_step, status="")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int) -> None:
         self.clock.batch_arrived()
@@ -87,7 +88,7 @@ class Progress(Clocked):
         self._images += span.images
         rate = (step - self._from_step) / self._seconds
         return (
-            f"loss {float(self._loss):.4f}  {rate:.2f} it/s  {self._images / self._seconds:.2f} images/s  "
+            f"loss {float(self._loss):.4f}  {rate:.3g} it/s  {self._images / self._seconds:.3g} images/s  "
             f"{clock_time((total - step) / rate)} left  data wait {self._waiting / self._seconds:.0%}"
         )
 
@@ -145,10 +146,10 @@ def bar(console: Console) -> Iterator[Bar]:
 def start_bar(console: Console) -> Bar:
     """A running bar; log lines appear above it."""
     started = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=20),  # the one that gives way where the terminal is narrow
         console=console,
         refresh_per_second=4,
     )

@@ -134,6 +134,20 @@ class TinyModule(LightningModule):
         return path
 
 
+class Weights(Callback):
+    """Keeps the weights at the start and after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def on_train_start(self, trainer: Any, pl_module: TinyModule) -> None:
+        self.seen.append(pl_module.net.weight.detach().clone())
+
+    def on_train_batch_end(self, trainer: Any, pl_module: TinyModule, *rest: Any) -> None:
+        if trainer.global_step == len(self.seen):
+            self.seen.append(pl_module.net.weight.detach().clone())
+
+
 Run = Callable[..., TinyModule]
 
 
@@ -151,6 +165,7 @@ def run(tmp_path: Path) -> Run:
         change: Callable[[TinyModule], Any] = lambda module: None,
         validate: bool = False,
         logger: Any = False,
+        plugins: Any = None,
         **options: Any,
     ) -> TinyModule:
         module = TinyModule(tmp_path / folder, total or steps, **options)
@@ -161,6 +176,7 @@ def run(tmp_path: Path) -> Run:
             accelerator="cpu",
             callbacks=list(callbacks),
             logger=logger,
+            plugins=plugins,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from otl.callbacks.checkpoint import Checkpoint, Stopped, newest
 from otl.callbacks.ema import EMA
 from otl.callbacks.guard import NonFinite
+from otl.callbacks.metrics import Metrics
 from otl.callbacks.sampling import Sampling
 from otl.config import SettingsError
 
@@ -22,6 +24,11 @@ from .conftest import Run, TinyModule
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def metrics(folder: Path, column: str) -> list[str]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [row[column] for row in csv.DictReader(file)]
 
 
 def same_weights(one: TinyModule, other: TinyModule) -> bool:
@@ -52,12 +59,15 @@ def test_a_resumed_run_ends_with_the_same_weights(run: Run, tmp_path: Path, stop
     assert same_weights(resumed, whole)
 
 
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", [1, 2, 3])  # inside an epoch, at its end, inside
 def test_a_finished_run_can_be_made_longer(run: Run, tmp_path: Path, stop: int) -> None:
-    whole = run(Checkpoint(every=None), steps=8, folder="whole")
-    run(Checkpoint(every=None), steps=stop)
-    longer = run(Checkpoint(every=None), steps=8, ckpt=newest(tmp_path / "run/checkpoints"))
+    whole = run(Checkpoint(every=None), Metrics(), steps=8, accumulate=2, folder="whole")
+    run(Checkpoint(every=None), Metrics(), steps=stop, accumulate=2)
+    path = newest(tmp_path / "run/checkpoints")
+    longer = run(Checkpoint(every=None), Metrics(), steps=8, accumulate=2, ckpt=path)
     assert same_weights(longer, whole)
+    for column in ("step", "epoch", "loss"):
+        assert metrics(tmp_path / "run", column) == metrics(tmp_path / "whole", column)
 
 
 def test_names_count_optimizer_steps(run: Run, tmp_path: Path) -> None:
@@ -89,10 +99,13 @@ def test_retention_goes_on_after_a_resume(run: Run, tmp_path: Path) -> None:
 
 
 def test_another_folders_checkpoints_are_left_alone(run: Run, tmp_path: Path) -> None:
+    first, second = tmp_path / "first/checkpoints", tmp_path / "second/checkpoints"
     run(Checkpoint(every=1, keep=2), steps=3, folder="first", total=6)
-    run(Checkpoint(every=1, keep=1), steps=6, folder="second", ckpt=tmp_path / "first/checkpoints/step-00000003.ckpt")
-    assert names(tmp_path / "first/checkpoints") == ["step-00000002.ckpt", "step-00000003.ckpt"]
-    assert names(tmp_path / "second/checkpoints") == ["step-00000006.ckpt"]
+    second.mkdir(parents=True)
+    (second / "step-00000002.ckpt").write_text("not of this run, though its checkpoint knows the name")
+    run(Checkpoint(every=1, keep=1), steps=6, folder="second", ckpt=first / "step-00000003.ckpt")
+    assert names(first) == ["step-00000002.ckpt", "step-00000003.ckpt"]
+    assert names(second) == ["step-00000002.ckpt", "step-00000006.ckpt"]
 
 
 def test_a_failed_save_leaves_no_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

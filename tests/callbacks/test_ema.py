@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from otl.callbacks.checkpoint import Checkpoint
 from otl.callbacks.ema import EMA, warmed_up
 from otl.config import SettingsError
 
-from .conftest import Run, TinyModule
-
-
-class Weights(Callback):
-    """Keeps the weights at the start and after each optimizer step."""
-
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    def on_train_start(self, trainer: Any, pl_module: TinyModule) -> None:
-        self.seen.append(pl_module.net.weight.detach().clone())
-
-    def on_train_batch_end(self, trainer: Any, pl_module: TinyModule, *rest: Any) -> None:
-        if trainer.global_step == len(self.seen):
-            self.seen.append(pl_module.net.weight.detach().clone())
+from .conftest import Run, Weights
 
 
 def test_the_decay_warms_up() -> None:

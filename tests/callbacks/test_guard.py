@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 
+from otl.callbacks.ema import EMA
 from otl.callbacks.guard import Guard, NonFinite
 
-from .conftest import BATCH_SIZE, IMAGES, Run, TinyModule
+from .conftest import BATCH_SIZE, IMAGES, Run, TinyModule, Weights
 
 
 class Last(Callback):
@@ -25,10 +28,13 @@ class Last(Callback):
 
 
 class BreakGradient(Callback):
-    """Makes one entry of a gradient infinite, once."""
+    """Makes one entry of the third step's gradient infinite, or of every step's."""
+
+    def __init__(self, always: bool = False) -> None:
+        self.always = always
 
     def on_after_backward(self, trainer: Any, pl_module: TinyModule) -> None:
-        if trainer.global_step == 2:
+        if trainer.global_step == 2 or self.always:
             pl_module.net.bias.grad[1] = float("inf")
 
 
@@ -52,6 +58,28 @@ def test_an_infinite_gradient_never_reaches_the_weights(run: Run) -> None:
     with pytest.raises(NonFinite, match="step 3: the gradient is NaN or infinite"):
         run(Guard(), BreakGradient(), last, steps=9)
     assert torch.equal(last.module.net.weight, last.before)
+
+
+def fp16() -> MixedPrecision:
+    """Lightning's fp16 with its scaler; `precision="16-mixed"` itself refuses a CPU."""
+    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+
+
+def test_a_step_that_the_fp16_scaler_skips_is_neither_an_error_nor_averaged(run: Run) -> None:
+    average, weights = EMA(0.9), Weights()
+    module = run(Guard(), BreakGradient(), average, weights, steps=5, plugins=[fp16()])
+    moved = [not torch.equal(one, other) for one, other in itertools.pairwise(weights.seen)]
+    expected = weights.seen[0]
+    for s, weight in enumerate(weight for weight, changed in zip(weights.seen[1:], moved) if changed):
+        expected = expected.lerp(weight, 1 - min(0.9, (1 + s) / (10 + s)))
+    assert moved[2] is False  # the broken one
+    assert moved[3:] == [True, True]
+    assert torch.allclose(module.average["net.weight"], expected)
+
+
+def test_fp16_gives_up_where_every_step_is_skipped(run: Run) -> None:
+    with pytest.raises(NonFinite, match="step 25: the gradient is"):
+        run(Guard(), BreakGradient(always=True), steps=99, plugins=[fp16()])
 
 
 def test_the_training_is_the_same_with_and_without(run: Run) -> None:

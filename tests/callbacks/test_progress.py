@@ -28,7 +28,7 @@ def test_ten_lines_without_a_terminal(run: Run, caplog: pytest.LogCaptureFixture
     run(Progress(), steps=30, accumulate=2)
     lines = [record.message for record in caplog.records if record.message.startswith("step ")]
     assert [line.split()[1] for line in lines] == [f"{k}/30" for k in range(3, 31, 3)]
-    shape = r"step \d+/30  loss \d\.\d{4}  [\d.]+ it/s  [\d.]+ images/s  \d+:\d\d left  data wait \d+%"
+    shape = r"step \d+/30  loss \d\.\d{4}  [\d.e+]+ it/s  [\d.e+]+ images/s  \d+:\d\d left  data wait \d+%"
     assert all(re.fullmatch(shape, line) for line in lines), lines[0]
 
 
