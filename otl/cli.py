@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,6 @@ from omegaconf.errors import OmegaConfBaseException
 from otl.check import report, require
 from otl.config import SettingsError, conf_dir, register
 from otl.mistakes import compose_settings, explain, explain_flags
-from otl.quiet import quiet_libraries
 from otl.registry import plugin_conf_dirs
 
 CONFIG_NAME = "config"
@@ -58,10 +58,14 @@ def main() -> None:
 
 def job(cfg: DictConfig) -> None:
     """One run: of a sweep, or the only one."""
-    require(cfg)
-    job.started = True  # type: ignore[attr-defined]
-    quiet_libraries()
-    hydra.utils.get_method(cfg.task._target_)(cfg)
+    try:
+        require(cfg)
+        hydra.utils.get_method(cfg.task._target_)(cfg)
+    except Exception as error:  # here, because Hydra adds a line of its own to what passes through it
+        message = refusal(error)
+        if message is None:
+            raise
+        sys.exit(message_and_code(message))
 
 
 def message_and_code(message: str) -> int:
@@ -121,15 +125,22 @@ def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
     yield from map(list, product(*choices))
 
 
-def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
-    """The message for an error that the person who typed the line can mend; None for any other."""
+def refusal(error: BaseException) -> str | None:
+    """The message of the SettingsError that an error is or was raised from."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, SettingsError):
             return str(cause)
         cause = cause.__cause__
-    composing = isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError)
-    if not composing or getattr(job, "started", False):
-        return None
+    return None
+
+
+def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """The message for an error that the person who typed the line can mend; None for any other."""
+    in_job = any(frame.f_code is job.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    composing = isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError) and not in_job
+    if refusal(error) or not composing:
+        return refusal(error)
     line = get_args_parser().parse_known_args(list(arguments))[0]
-    return report(explain(error, line.overrides, name=line.config_name or CONFIG_NAME, extra=line.config_dir))
+    name = line.config_name or CONFIG_NAME
+    return report(explain(error, line.overrides, name=name, extra=line.config_dir, sweeps=line.multirun))

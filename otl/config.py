@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -198,5 +198,6 @@ class Settings:
 
 
 def register() -> None:
-    """Make the typed schema known to Hydra as `settings_schema`, the base of conf/config.yaml."""
+    """Make the typed schema known to Hydra as `settings_schema`, the base of conf/config.yaml, and `${otl.assets:NAME}` to YAML."""
+    OmegaConf.register_new_resolver("otl.assets", lambda name: str(assets_dir() / name), replace=True)
     ConfigStore.instance().store(name="settings_schema", node=Settings)

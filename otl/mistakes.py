@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ ALIASES = {  # what kohya, OneTrainer and diffusers call it
     "validation_prompt": "sample.prompts",
     "warmup_steps": "scheduler.warmup",
 }
+CONCEPT = re.compile(r"(data\.concepts\.[^.]+)\.(\w+)")
 EXPECTED = ((BooleanNode, "true or false"), (IntegerNode, "a whole number"), (FloatNode, "a number"))
 
 
@@ -94,7 +96,9 @@ def explain_flags(flags: Sequence[str]) -> Iterator[Problem]:
         yield Problem(flag, f"settings are written as name=value, without dashes; did you mean {form}?")
 
 
-def explain(error: Exception, overrides: Sequence[str], *, name: str, extra: str | None) -> list[Problem]:
+def explain(
+    error: BaseException, overrides: Sequence[str], *, name: str, extra: str | None, sweeps: bool
+) -> list[Problem]:
     """Everything wrong with a command line that cannot be composed; the error's own words where nothing is found."""
     cause = _root_cause(error)
     if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
@@ -104,7 +108,7 @@ def explain(error: Exception, overrides: Sequence[str], *, name: str, extra: str
     problems = []
     accepted: list[str] = []
     for text in overrides:
-        found = list(_explain_override(text, accepted, name, extra))
+        found = list(_explain_override(text, accepted, name, extra, sweeps))
         problems += found
         accepted += [] if found else [text]
     if problems:
@@ -119,13 +123,18 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _explain_override(text: str, accepted: list[str], name: str, extra: str | None) -> Iterator[Problem]:
+def _explain_override(text: str, accepted: list[str], name: str, extra: str | None, sweeps: bool) -> Iterator[Problem]:
     """What is wrong with one override beside those already accepted."""
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
         reason = " ".join(str(error).split("\n")[0].split())
         yield Problem(text, f"a setting is written name=value, in quotes where it has special characters ({reason})")
+        return
+    if override.is_sweep_override() and not sweeps:
+        key, value = override.key_or_group, text.partition("=")[2]
+        ways = f"add --multirun, or quote it: {key}=[{value}] as a list, '{key}=\"{value}\"' as text"
+        yield Problem(key, f"{value} are values to sweep over: {ways}")
         return
     for one in _single_values(override, text):
         try:
@@ -182,6 +191,9 @@ def _options(loader: ConfigLoader, group: str) -> list[str]:
 
 def _unknown_key(key: str, value: str, settings: DictConfig, cause: BaseException) -> Problem:
     names = _names(settings)
+    concept = CONCEPT.fullmatch(key)
+    if concept:  # of one that is not there yet
+        names += [concept[1], *(f"{concept[1]}.{field.name}" for field in fields(Concept))]
     close = meant_key(key, names)
     hint = f"; did you mean {close}?" if close else ""
     parent = key.rpartition(".")[0]
@@ -234,9 +246,9 @@ def _walk(node: DictConfig, prefix: str) -> Iterator[str]:
 def _node(settings: DictConfig, key: str) -> Node | None:
     """The node of a full name; None where there is none."""
     node: Any = settings
-    concept = re.fullmatch(r"data\.concepts\.[^.]+\.(\w+)", key)
+    concept = CONCEPT.fullmatch(key)
     if concept:
-        node, key = OmegaConf.structured(Concept), concept[1]
+        node, key = OmegaConf.structured(Concept), concept[2]
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node._content:  # type: ignore[operator]
             return None

@@ -11,8 +11,9 @@ from typing import Any
 def nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str | None:
     """The name that was probably meant."""
     by_fold = {candidate.casefold(): candidate for candidate in names}
-    close = get_close_matches(name.casefold(), list(by_fold), 1, cutoff)
-    return by_fold[close[0]] if close else None
+    close = get_close_matches(name, names, 1, cutoff)
+    close = close or [by_fold[fold] for fold in get_close_matches(name.casefold(), list(by_fold), 1, cutoff)]
+    return close[0] if close else None
 
 
 def meant(name: Any, names: Sequence[Any]) -> str:

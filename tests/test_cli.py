@@ -1,0 +1,248 @@
+"""The command line: what it lists, what it refuses, and how it says so."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from otl import cli
+from tests.commands import ROOT, Result, run_otl, run_process, write_plugin
+
+LIMIT = 3.0  # seconds of processor time for any refusal, the start of Python included
+
+# what was typed, and what the message must hold: the key, the value or the file, the nearest valid name
+MISTAKES = [
+    ("optimizer.lrr=0.1", "optimizer.lrr", "0.1", "did you mean optimizer.lr?"),
+    ("optimzer.lr=1", "optimzer.lr", "given: 1", "did you mean optimizer.lr?"),
+    ("optimizer.lr=fast", "optimizer.lr", "fast", "a number"),
+    ("optimizer.betas=[0.9]", "optimizer.betas", "[0.9]", "a list of 2"),
+    ("optimizer.betas=[0.9,1.5]", "optimizer.betas[1]", "1.5", "below 1"),
+    ("optimizer.params=[1]", "optimizer.params", "[1]", "leave it out"),
+    ("optimizer._target_=os.system", "optimizer._target_", "os.system", "is refused"),
+    ("optimizer._target_=torch.optim.AdmaW", "optimizer._target_", "AdmaW", "did you mean AdamW?"),
+    ("optimizer=adamw8bits", "optimizer", "adamw8bits", "did you mean adamw8bit?"),
+    ("model=sdxxl", "model", "sdxxl", "did you mean sdxl?"),
+    ("model.chekpoint=x", "model.chekpoint", "given: x", "did you mean model.checkpoint?"),
+    ("model.checkpoint=null", "model.checkpoint", "null", "text"),
+    ("method.rank=16.5", "method.rank", "16.5", "a whole number"),
+    ("method.rank=0", "method.rank", "0", "at least 1"),
+    ("method.dropout=1.5", "method.dropout", "1.5", "below 1"),
+    ("method.aplha=1", "method.aplha", "given: 1", "did you mean method.alpha?"),
+    ("scheduler=cosin", "scheduler", "cosin", "did you mean cosine?"),
+    ("scheduler.wramup=5", "scheduler.wramup", "given: 5", "did you mean scheduler.warmup?"),
+    ("data.batch_size=abc", "data.batch_size", "abc", "a whole number"),
+    ("data.batch_size=0", "data.batch_size", "0", "at least 1"),
+    ("data.resolutoin=512", "data.resolutoin", "given: 512", "did you mean data.resolution?"),
+    ("++data.resolutoin=512", "data.resolutoin", "given: 512", "did you mean data.resolution?"),
+    ("data.resolution=500", "data.resolution", "500", "a multiple of 8"),
+    ("data.partial_batches=dorp", "data.partial_batches", "dorp", "did you mean drop?"),
+    ("data.caption_dropout=2", "data.caption_dropout", "2", "at most 1"),
+    ("data.background=whiet", "data.background", "whiet", "did you mean white?"),
+    (
+        "data.concepts.dogs.rpeats=2",
+        "data.concepts.dogs.rpeats",
+        "given: 2",
+        "did you mean data.concepts.dogs.repeats",
+    ),
+    ("data.concepts.dogs.repeats=2", "data.concepts.dogs.path", "must be given", "data.concepts.dogs.path=..."),
+    ("data.path=no/such/folder", "data.path", "no/such/folder", "does not exist"),
+    ("loss.type=hubert", "loss.type", "hubert", "did you mean huber?"),
+    ("loss.gamma=0", "loss.gamma", "0", "above 0"),
+    ("noise.min_timestep=1.0", "noise.min_timestep", "1.0", "noise.max_timestep"),
+    ("output.dtype=fp8", "output.dtype", "fp8", "fp16"),
+    ("output.format=koyha", "output.format", "koyha", "did you mean kohya?"),
+    ("trainer.precision=bf16-mxied", "trainer.precision", "bf16-mxied", "did you mean bf16-mixed?"),
+    ("trainer.max_step=10", "trainer.max_step", "given: 10", "did you mean trainer.max_steps?"),
+    ("trainer.max_steps=0", "trainer.max_steps", "0", "at least 1"),
+    ("trainer.logger=true", "trainer.logger", "true", "leave it out"),
+    ("callbacks.emma.decay=0.9", "callbacks.emma", "0.9", "did you mean callbacks.ema?"),
+    ("callbacks.ema.decya=0.9", "callbacks.ema.decya", "0.9", "did you mean callbacks.ema.decay?"),
+    ("callbacks.sampling.every=0", "callbacks.sampling.every", "0", "at least 1"),
+    ("sample.prompts=cat", "sample.prompts", "cat", "a list"),
+    ("seed=one", "seed", "one", "a whole number"),
+    ("resume=no/such.ckpt", "resume", "no/such.ckpt", "auto"),
+    ("task=tarin", "task", "tarin", "did you mean train?"),
+    ("experiment=no_such_preset", "experiment", "no_such_preset", ""),
+    ("learning_rate=1e-4", "learning_rate", "0.0001", "did you mean optimizer.lr?"),
+    ("train_batch_size=4", "train_batch_size", "given: 4", "did you mean data.batch_size?"),
+    ("max_train_steps=100", "max_train_steps", "given: 100", "did you mean trainer.max_steps?"),
+    ("epochs=3", "epochs", "given: 3", "did you mean trainer.max_epochs?"),
+    ("network_dim=8", "network_dim", "given: 8", "did you mean method.rank?"),
+    ("network_alpha=8", "network_alpha", "given: 8", "did you mean method.alpha?"),
+    ("resolution=512", "resolution", "given: 512", "did you mean data.resolution?"),
+    ("pretrained_model_name_or_path=x", "pretrained_model_name_or_path", "x", "did you mean model.checkpoint?"),
+    ("output_dir=x", "output_dir", "given: x", "did you mean hydra.run.dir?"),
+    ("--learning_rate=1e-4", "--learning_rate=1e-4", "without dashes", "optimizer.lr=1e-4"),
+    ("seed", "seed", "name=value", ""),
+    ("data.prompt=a, b", "data.prompt", "a, b", "quote"),
+]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
+    """Run a command line that is refused, in this process."""
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"})
+        monkeypatch.setattr(sys, "argv", ["otl", *arguments])
+        began = time.process_time()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        seconds = time.process_time() - began
+        out, err = capsys.readouterr()
+        return Result(int(stopped.value.code or 0), out, err, seconds)
+
+    return run
+
+
+@pytest.mark.parametrize(("line", "key", "value", "nearest"), MISTAKES, ids=[line for line, *_ in MISTAKES])
+def test_a_mistake_is_refused(
+    line: str, key: str, value: str, nearest: str, typed: Callable[..., Result], tmp_path: Path
+) -> None:
+    done = typed(line, *([] if line.startswith("data.path") else [f"data.path={tmp_path}"]))
+    assert done.code == 2
+    assert done.err.startswith(key), done.err
+    assert value in done.err
+    assert nearest in done.err
+    assert "Traceback" not in done.err
+    assert len(done.err.strip().splitlines()) <= 2, "one mistake, one message"
+    assert done.seconds < LIMIT
+    assert list(tmp_path.iterdir()) == [], "a refused run leaves no folder"
+
+
+def test_there_are_enough_mistakes() -> None:
+    assert len(MISTAKES) >= 25
+
+
+def test_all_mistakes_of_a_line_are_told_at_once(typed: Callable[..., Result]) -> None:
+    done = typed("data.batch_size=abc", "optimizer.lrr=1", "model=sdxxl", "trainer.precision=bf61", "data.path=nowhere")
+    for key in ("data.batch_size", "optimizer.lrr", "model", "trainer.precision", "data.path"):
+        assert f"\n{key}: " in f"\n{done.err}"
+
+
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts(typed: Callable[..., Result], tmp_path: Path) -> None:
+    done = typed("--multirun", "method.rank=8,16,x", f"data.path={tmp_path}")
+    assert done.code == 2
+    assert done.err.startswith("method.rank: x is not accepted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(typed: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("checkpoint: [1\nother: 2\n")
+    done = typed("--config-dir", str(tmp_path), "model=mine")
+    assert done.code == 2
+    assert "model/mine.yaml, line 2" in done.err
+
+
+def test_settings_may_stand_before_flags() -> None:
+    line = ["optimizer.lr=1", "--cfg", "job", "seed=1"]
+    assert cli.spelled_out(line) == [
+        "--cfg",
+        "job",
+        "++optimizer.lr=1",
+        "seed=1",
+    ]
+
+
+@pytest.mark.parametrize("line", ["optimizer.lrr=1", "optimzer.lr=1", "model=sdxxl", "data.batch_size=0", "seed=x"])
+def test_a_refusal_takes_less_than_three_seconds_as_a_process(line: str, tmp_path: Path) -> None:
+    done = run_otl(line, cwd=tmp_path)
+    assert done.code == 2
+    assert line.partition("=")[0] in done.err
+    assert "Traceback" not in done.err + done.out
+    assert done.seconds < LIMIT
+
+
+def test_help_lists_groups_and_options_without_torch(tmp_path: Path) -> None:
+    done = run_otl("--help", cwd=tmp_path)
+    assert done.code == 0
+    assert "model: sd15, sdxl" in done.out
+    assert "optimizer: adafactor, adamw, adamw8bit, lion, prodigy" in done.out
+    assert done.seconds < 2.0
+
+
+def test_help_imports_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    assert run_otl("--help", cwd=tmp_path, path=(tmp_path, ROOT)).code == 0
+    assert run_otl("--cfg", "job", cwd=tmp_path, path=(tmp_path, ROOT)).code == 0
+
+
+def test_settings_that_no_yaml_lists_need_no_plus(tmp_path: Path) -> None:
+    done = run_otl("--cfg", "job", "optimizer.amsgrad=true", "data.concepts.a-b.path=x", cwd=tmp_path)
+    assert "amsgrad: true" in done.out
+    assert "a-b:" in done.out
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("otl model=", "model=sd15 model=sdxl"),
+        ("otl optimizer.l", "optimizer.lr="),
+        ("otl data.ba", "data.batch_size="),
+    ],
+)
+def test_the_shell_completes(line: str, offered: str, tmp_path: Path) -> None:
+    done = run_otl("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert offered in done.out
+
+
+def test_the_completion_of_the_script_installs(tmp_path: Path) -> None:
+    script = tmp_path / "otl"
+    script.write_text("from otl.cli import main\nmain()\n")
+    done = run_process([sys.executable, script, "-sc", "install=bash"], tmp_path, ROOT)
+    assert done.out.rstrip().endswith("-F hydra_bash_completion otl")
+
+
+TASKS = """
+import sys
+from hydra.core.hydra_config import HydraConfig
+from otl.config import SettingsError
+def show(cfg):
+    print("rank", cfg.method.rank, "lr", cfg.optimizer.lr, "torch" in sys.modules)
+    open(HydraConfig.get().runtime.output_dir + "/done", "w").close()
+def refuse(cfg):
+    raise SettingsError("photos/: no images in it")
+def fail(cfg):
+    cfg.no_such_setting
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> tuple[Path, ...]:
+    """A plugin with three tasks."""
+    files = {f"conf/task/{name}.yaml": f"_target_: otl_toy.tasks.{name}\n" for name in ("show", "refuse", "fail")}
+    return ROOT, write_plugin(
+        tmp_path / "site", "otl_toy", models="toy = otl_toy.m:M", files={"tasks.py": TASKS} | files
+    )
+
+
+def test_a_run_calls_its_task_in_its_folder(tasks: tuple[Path, ...], tmp_path: Path) -> None:
+    done = run_otl("task=show", "optimizer.lr=1e-3", "hydra.run.dir=out", cwd=tmp_path, path=tasks)
+    assert done.out.strip() == "rank 16 lr 0.001 False"
+    assert (tmp_path / "out" / "done").is_file()
+    assert (tmp_path / "out" / ".hydra" / "config.yaml").is_file()
+
+
+def test_each_job_of_a_sweep_has_its_own_folder(tasks: tuple[Path, ...], tmp_path: Path) -> None:
+    line = ["task=show", "method.rank=8,16", "optimizer.lr=1e-4,5e-5", "--multirun", "hydra.sweep.dir=out"]
+    done = run_otl(*line, cwd=tmp_path, path=tasks)
+    assert done.out.count("rank 8 lr 0.0001") == 1
+    assert len(list((tmp_path / "out").glob("*/done"))) == 4
+
+
+def test_a_task_that_refuses_is_a_message(tasks: tuple[Path, ...], tmp_path: Path) -> None:
+    done = run_otl("task=refuse", cwd=tmp_path, path=tasks)
+    assert done.code == 2
+    assert done.err.strip() == "photos/: no images in it"
+
+
+def test_a_task_that_fails_keeps_its_traceback(tasks: tuple[Path, ...], tmp_path: Path) -> None:
+    done = run_otl("task=fail", cwd=tmp_path, path=tasks)
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert "no_such_setting" in done.err
