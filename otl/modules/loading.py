@@ -152,7 +152,20 @@ def skeleton(family: type[DiffusionModule], checkpoint: str) -> SimpleNamespace:
     with torch.device("meta"):
         parts = {name: meta_part(folder / name, part_class) for name, part_class in family.part_classes().items()}
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    return SimpleNamespace(**parts, scheduler=SimpleNamespace(config=scheduler))
+    tokenizers = {path.parent.name: ShapeTokenizer(path) for path in folder.glob("tokenizer*/tokenizer_config.json")}
+    return SimpleNamespace(**parts, **tokenizers, scheduler=SimpleNamespace(config=scheduler))
+
+
+class ShapeTokenizer:
+    """Token ids of the right shape on the meta device: what a skeleton needs of a tokenizer."""
+
+    def __init__(self, config: Path) -> None:
+        self.model_max_length: int = json.loads(config.read_text())["model_max_length"]
+
+    def __call__(self, captions: list[str], **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(
+            input_ids=torch.zeros(len(captions), self.model_max_length, dtype=torch.long, device="meta")
+        )
 
 
 def meta_part(folder: Path, part_class: Any) -> nn.Module:

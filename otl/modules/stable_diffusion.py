@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -55,15 +56,22 @@ class StableDiffusion(DiffusionModule):
 
 def encode_vae(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """[B, 3, H, W] in -1..1 -> [B, C, h, w] float32, scaled; never under autocast: SDXL's VAE overflows in fp16."""
-    with torch.autocast(pixels.device.type, enabled=False):
+    with without_autocast(pixels):
         latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
     return latents.float() * vae.config.scaling_factor
 
 
 def decode_vae(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """The inverse of `encode_vae`."""
-    with torch.autocast(latents.device.type, enabled=False):
+    with without_autocast(latents):
         return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+
+
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """The weights' own dtype; the meta device knows no autocast."""
+    if tensor.device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def tokenize(tokenizer: Any, captions: list[str]) -> Tensor:

@@ -1,0 +1,130 @@
+"""What a run needs in memory: counted on the meta device, where nothing is computed; an estimate, and called one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from otl.modules.base import DiffusionModule
+from otl.types import Batch, Size
+
+# Bytes of state per trained parameter. Adafactor keeps rows and columns of the squares only.
+OPTIMIZER_BYTES = {"AdamW": 8.0, "AdamW8bit": 2.1, "Adafactor": 0.1, "Prodigy": 16.0, "Lion": 4.0, "SGD": 0.0}
+UNKNOWN_OPTIMIZER = 8.0
+
+
+class FlashAttention(torch.autograd.Function):
+    """Attention as the fused kernels do it: only its inputs and its output are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+@contextlib.contextmanager
+def fused_attention() -> Iterator[None]:
+    """Attention modelled as the fused kernel for the time of the block."""
+    original = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: FlashAttention.apply(query, key, value)
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
+
+
+def activation_bytes(module: DiffusionModule, size: Size, batch_size: int, *, dtype: torch.dtype) -> int:
+    """Bytes that one step keeps for its backward pass; the module must be a skeleton."""
+    for name in module.part_names:
+        module.part(name).to(dtype)
+    module.to("meta")
+    module.train()
+    batch = empty_batch(size, batch_size)
+    with torch.no_grad():
+        assert batch.pixels is not None
+        latents = module.encode_image(batch.pixels.to(dtype)).to(dtype)
+        cond = module.encode_prompt(batch.captions)
+    own = {
+        parameter.untyped_storage()._cdata for name in module.part_names for parameter in module.part(name).parameters()
+    }
+    kept: dict[int, Tensor] = {}  # held, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage()._cdata
+        if address not in own:
+            kept.setdefault(address, tensor)
+        return tensor
+
+    with fused_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module.predict(latents, torch.zeros(batch_size, dtype=torch.long, device="meta"), cond, batch)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def empty_batch(size: Size, count: int) -> Batch:
+    """A batch of shapes only."""
+    pairs = torch.zeros(count, 2, dtype=torch.long, device="meta")
+    numbers = torch.zeros(count, dtype=torch.long, device="meta")
+    return Batch(
+        index=numbers,
+        key=numbers,
+        captions=[""] * count,
+        original_size=pairs,
+        crop=pairs,
+        target_size=pairs,
+        weight=torch.ones(count, device="meta"),
+        pixels=torch.zeros(count, 3, size.h, size.w, device="meta"),
+    )
+
+
+def weights(module: DiffusionModule) -> list[dict[str, Any]]:
+    """One row for each part: its parameters, how many train, and the bytes of both in the dtype they are kept in."""
+    dtypes = module.part_dtypes()
+    rows = []
+    for name in module.part_names:
+        parameters = list(module.part(name).parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        total = sum(p.numel() for p in parameters)
+        dtype = dtypes.get(name, dtypes["default"])
+        rows.append(
+            {
+                "part": name,
+                "parameters": total - (trained if trained < total else 0),
+                "trained": trained,
+                "dtype": str(dtype).removeprefix("torch."),
+                "bytes": (total - trained) * dtype.itemsize + trained * 4,
+            }
+        )
+    return rows
+
+
+def estimate(
+    module: DiffusionModule, *, optimizer: str, size: Size, batch_size: int, keeps_encoders: bool
+) -> dict[str, Any]:
+    """Bytes by kind for one step at the largest bucket.
+
+    Args:
+        optimizer: class name.
+        keeps_encoders: whether the encoders stay beside the denoiser during training.
+    """
+    rows = weights(module)
+    trained = sum(row["trained"] for row in rows)
+    stays = [r for r in rows if keeps_encoders or r["part"] == module.denoiser or r["trained"]]
+    activations = activation_bytes(module, size, batch_size, dtype=module.autocast_dtype or torch.float32)
+    found = {
+        "weights": sum(row["bytes"] for row in stays),
+        "gradients": trained * 4,
+        "optimizer": round(trained * OPTIMIZER_BYTES.get(optimizer, UNKNOWN_OPTIMIZER)),
+        "activations": activations,
+    }
+    return found | {"total": sum(found.values()), "estimate": True}
