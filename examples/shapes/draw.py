@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that is filled")
     parser.add_argument("--count", type=int, default=8000, help="pictures")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--concept", action="store_true", help=f"draw the quickstart's {NEW_SHAPE} ({NEW_WORD}) instead")
+    parser.add_argument("--concept", action="store_true", help=f"the quickstart's {NEW_SHAPE} as a {NEW_WORD}")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     random = Random(arguments.seed)
