@@ -14,7 +14,7 @@ from otl.ranges import out_of_range
 from otl.registry import plugin_packages
 from otl.signatures import Signature, Type, Unknown, describe, fits, signature
 from otl.sources import NoSuchName
-from otl.wording import as_number, meant, nearest, show
+from otl.wording import as_number, joined, meant, nearest, show
 
 TRUSTED = (
     "otl",
@@ -95,7 +95,7 @@ def _plain(node: DictConfig | ListConfig, prefix: str, problems: list[Problem]) 
         return [_value(node, index, f"{prefix}[{index}]", problems) for index in range(len(node))]
     if node._is_none() or node._is_missing():
         return None
-    return {str(key): _value(node, key, f"{prefix}.{key}".lstrip("."), problems) for key in node}
+    return {str(key): _value(node, key, joined(prefix, key), problems) for key in node}
 
 
 def _value(parent: Any, key: Any, full: str, problems: list[Problem]) -> Any:
@@ -121,7 +121,7 @@ def _dicts(node: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(node, dict):
         yield prefix, node
         for key, value in node.items():
-            yield from _dicts(value, f"{prefix}.{key}".lstrip("."))
+            yield from _dicts(value, joined(prefix, key))
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _dicts(value, f"{prefix}[{index}]")
@@ -132,7 +132,7 @@ def _unknown_fields(node: DictConfig, prefix: str) -> Iterator[Problem]:
     kind = OmegaConf.get_type(node)
     known = [one.name for one in fields(kind)] if is_dataclass(kind) else None
     for key in node:
-        full = f"{prefix}.{key}".lstrip(".")
+        full = joined(prefix, key)
         if known is not None and key not in known:
             hint = nearest(str(key), known)
             hint = "; did you mean " + f"{prefix}.{hint}".lstrip(".") + "?" if hint else ""
@@ -143,7 +143,8 @@ def _unknown_fields(node: DictConfig, prefix: str) -> Iterator[Problem]:
 
 
 def _raw(node: DictConfig, key: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=False)[key]
+    plain: Any = OmegaConf.to_container(node, resolve=False)
+    return plain[key]
 
 
 def _check_call(key: str, node: dict[str, Any]) -> list[Problem]:

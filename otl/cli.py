@@ -104,7 +104,7 @@ def check_line(arguments: Sequence[str]) -> None:
     """
     line, strangers = get_args_parser().parse_known_args(list(arguments))
     if strangers:
-        raise SettingsError(report(explain_flags(strangers)))
+        raise SettingsError(report(list(explain_flags(strangers))))
     shows = line.help or line.hydra_help or line.cfg or line.info or line.shell_completion or line.experimental_rerun
     if shows:
         return

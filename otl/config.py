@@ -198,6 +198,6 @@ class Settings:
 
 
 def register() -> None:
-    """Make the typed schema known to Hydra as `settings_schema`, the base of conf/config.yaml, and `${otl.assets:NAME}` to YAML."""
+    """Make `settings_schema`, the base of conf/config.yaml, and `${otl.assets:NAME}` known to YAML."""
     OmegaConf.register_new_resolver("otl.assets", lambda name: str(assets_dir() / name), replace=True)
     ConfigStore.instance().store(name="settings_schema", node=Settings)

@@ -23,7 +23,7 @@ from otl.check import check
 from otl.config import Concept, Problem, conf_dir
 from otl.signatures import signature
 from otl.sources import NoSuchName
-from otl.wording import meant, nearest, show
+from otl.wording import joined, meant, nearest, show
 
 ALIASES = {  # what kohya, OneTrainer and diffusers call it
     "base_model_name": "model.checkpoint",
@@ -230,7 +230,7 @@ def _names(settings: DictConfig) -> list[str]:
 
 def _walk(node: DictConfig, prefix: str) -> Iterator[str]:
     for key in node:
-        full = f"{prefix}.{key}".lstrip(".")
+        full = joined(prefix, key)
         yield full
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():

@@ -8,6 +8,11 @@ from difflib import get_close_matches
 from typing import Any
 
 
+def joined(prefix: str, key: Any) -> str:
+    """The full name of a setting."""
+    return f"{prefix}.{key}" if prefix else str(key)
+
+
 def nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str | None:
     """The name that was probably meant."""
     by_fold = {candidate.casefold(): candidate for candidate in names}

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from otl import cli
+from otl.check import check
 from tests.commands import ROOT, Result, run_otl, run_process, write_plugin
 
 LIMIT = 3.0  # seconds of processor time for any refusal, the start of Python included
@@ -77,6 +79,8 @@ MISTAKES = [
     ("output_dir=x", "output_dir", "given: x", "did you mean hydra.run.dir?"),
     ("--learning_rate=1e-4", "--learning_rate=1e-4", "without dashes", "optimizer.lr=1e-4"),
     ("seed", "seed", "name=value", ""),
+    ("data.cache_dir=${oc.env:NO_SUCH_VARIABLE}", "data.cache_dir", "NO_SUCH_VARIABLE", "cannot be resolved"),
+    ("method.alpha=${method.rnak}", "method.alpha", "${method.rnak}", "cannot be resolved"),
     ("data.prompt=a, b", "data.prompt", "a, b", "quote"),
 ]
 
@@ -112,6 +116,10 @@ def test_a_mistake_is_refused(
     assert len(done.err.strip().splitlines()) <= 2, "one mistake, one message"
     assert done.seconds < LIMIT
     assert list(tmp_path.iterdir()) == [], "a refused run leaves no folder"
+
+
+def test_a_callback_can_be_switched_off(settings: Callable[..., DictConfig], tmp_path: Path) -> None:
+    assert check(settings("++callbacks.sampling=null", f"data.path={tmp_path}")) == []
 
 
 def test_there_are_enough_mistakes() -> None:
