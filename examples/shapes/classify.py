@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from examples.shapes.draw import COLOURS, FINER, NEW_SHAPE, SHAPES, corners
+from examples.shapes.draw import COLOURS, FINER, NEW_SHAPE, SHAPES, SIDE, Scene, corners, held_out
 
 TEMPLATE = 48  # pixels per side of the box that shapes are compared in
 OVERLAP = 0.62  # intersection over union below which a shape is no shape
@@ -68,3 +70,52 @@ def template(shape: str) -> np.ndarray:
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union, 0..1."""
     return float((a & b).sum() / (a | b).sum())
+
+
+def right(seen: Seen, scene: Scene) -> bool:
+    """Whether the picture has the scene's shape in the scene's colour."""
+    return (seen.shape, seen.colour) == (scene.shape, scene.colour)
+
+
+def contact_sheet(pictures: list[Image.Image], *, columns: int = 10) -> Image.Image:
+    """The pictures in rows, two pixels apart."""
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (SIDE + 2), rows * (SIDE + 2)), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % columns * (SIDE + 2), number // columns * (SIDE + 2)))
+    return sheet
+
+
+def draw_captions(checkpoint: Path, captions: list[str]) -> list[Image.Image]:
+    """One picture of each caption by a diffusers folder, the number of the caption as its seed."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = []
+    for start in range(0, len(captions), 25):
+        part = captions[start : start + 25]
+        seeds = [torch.Generator().manual_seed(start + number) for number in range(len(part))]
+        pictures += pipeline(part, guidance_scale=3.0, num_inference_steps=20, generator=seeds).images
+    return pictures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Count how many of the held-out prompts a checkpoint draws right.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a diffusers folder")
+    parser.add_argument("--grid", type=Path, help="a picture of all of them is written here")
+    arguments = parser.parse_args()
+    scenes = held_out()
+    pictures = draw_captions(arguments.checkpoint, [scene.caption() for scene in scenes])
+    seen = [classify(picture) for picture in pictures]
+    if arguments.grid:
+        contact_sheet(pictures).save(arguments.grid)
+    for scene, view in zip(scenes, seen, strict=True):
+        if not right(view, scene):
+            print(f"{scene.caption()}: drawn as {view.colour} {view.shape} on {view.background}")
+    print(f"{sum(map(right, seen, scenes))} of {len(scenes)} held-out prompts have the right colour and shape")
+
+
+if __name__ == "__main__":
+    main()

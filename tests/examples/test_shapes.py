@@ -2,10 +2,11 @@
 
 from random import Random
 
+import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from examples.shapes.classify import classify
+from examples.shapes.classify import Seen, classify, contact_sheet, right
 from examples.shapes.draw import (
     COLOURS,
     HELD_OUT,
@@ -65,3 +66,29 @@ def test_pictures_are_a_function_of_scene_and_seed():
 def test_captions_read_as_sentences():
     assert Scene("small", "red", "circle", "blue").caption() == "a small red circle on a blue background"
     assert Scene("large", "red", "star", "orange").caption(NEW_WORD) == "a large red wug on an orange background"
+
+
+def test_right_means_shape_and_colour():
+    scene = Scene("small", "red", "circle", "blue")
+    assert right(Seen("circle", "red", "green", 1.0), scene)
+    assert not right(Seen("circle", "blue", "blue", 1.0), scene)
+    assert not right(Seen("square", "red", "blue", 1.0), scene)
+    assert not right(Seen(None, None, "blue", 0.0), scene)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, NEW_SHAPE])
+def test_the_classifier_is_right_on_noisy_pictures(shape):
+    levels = np.random.default_rng(0)
+    random = Random(5)
+    for colour, background in [("red", "blue"), ("white", "black"), ("green", "yellow"), ("orange", "purple")]:
+        picture = draw(Scene("small", colour, shape, background), random).filter(ImageFilter.GaussianBlur(0.6))
+        noisy = np.asarray(picture) + levels.normal(0, 8, (64, 64, 3))
+        seen = classify(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))
+        assert (seen.shape, seen.colour, seen.background) == (shape, colour, background)
+
+
+def test_a_contact_sheet_holds_every_picture():
+    sheet = contact_sheet([Image.new("RGB", (64, 64), "red")] * 11)
+    assert sheet.size == (660, 132)
+    assert sheet.getpixel((32, 98)) == (255, 0, 0)
+    assert sheet.getpixel((98, 98)) == (255, 255, 255)
