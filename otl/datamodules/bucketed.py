@@ -108,7 +108,7 @@ class BucketedDataModule(LightningDataModule):
         rank, world_size = self._ranks()
         order = Order(lambda epoch: self._batches(epoch=epoch, rank=rank, world_size=world_size))
         dataset = self._dataset(self.samples, self.layout, dropout=self.data.caption_dropout, cached=self.train_cached)
-        return ResumableLoader(dataset, order, **options(self.data.workers))
+        return ResumableLoader(dataset, sampler=order, **options(self.data.workers))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The held-out images, always in the same order; an empty list where there are none."""

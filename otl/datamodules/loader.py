@@ -124,7 +124,7 @@ class Bucketed(Dataset[Batch]):
 
 
 class Order(Sampler[Request]):
-    """The batches of an epoch. Lightning sets the epoch; a resumed loader sets where to start.
+    """The batches of an epoch, and the place in it.
 
     Args:
         batches: epoch -> its batches, of this rank.
@@ -132,18 +132,29 @@ class Order(Sampler[Request]):
 
     def __init__(self, batches: Callable[[int], list[list[Draw]]]) -> None:
         self.batches = batches
-        self.epoch, self.start = 0, 0
+        self.epoch, self.delivered = 0, 0
         self.length = len(batches(0))  # the same every epoch
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        """Lightning's count of epochs; it is not followed into the middle of one, nor back.
+
+        Resumed from a checkpoint that was written at the end of a run or an epoch, Lightning 2.6 ends the next epoch
+        after one batch.
+        """
+        if epoch > self.epoch and self.delivered == 0:
+            self.epoch = epoch
+
+    def begin(self) -> None:
+        """Go on where it stopped, which at an epoch's end is the next one."""
+        if self.delivered >= self.length:
+            self.epoch, self.delivered = self.epoch + 1, 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Request]:
-        # Not a generator: what is asked for later must not follow a later `set_epoch`.
-        return iter([(self.epoch, draws) for draws in self.batches(self.epoch)[self.start :]])
+        # Not a generator: what is loaded ahead must not follow what happens meanwhile.
+        return iter([(self.epoch, draws) for draws in self.batches(self.epoch)[self.delivered :]])
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -154,29 +165,20 @@ class ResumableLoader(DataLoader[Batch]):
 
     sampler: Order
 
-    def __init__(self, dataset: Bucketed, order: Order, **options: Any) -> None:
-        super().__init__(dataset, sampler=order, **options)
-        self.epoch, self.delivered = 0, 0
-
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.epoch, self.delivered = self.sampler.epoch, self.sampler.start
-        delivering = super().__iter__()
-        self.sampler.start = 0
-        return self._counted(delivering)
+        self.sampler.begin()
+        return self._counted(super().__iter__())
 
-    def _counted(self, delivering: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in delivering:
-            self.delivered += 1
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.sampler.delivered += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "delivered": self.delivered}
+        return {"epoch": self.sampler.epoch, "delivered": self.sampler.delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        ended = state["delivered"] >= len(self.sampler)
-        self.epoch = state["epoch"] + 1 if ended else state["epoch"]
-        self.delivered = 0 if ended else state["delivered"]
-        self.sampler.epoch, self.sampler.start = self.epoch, self.delivered
+        self.sampler.epoch, self.sampler.delivered = state["epoch"], state["delivered"]
 
 
 def options(workers: int) -> dict[str, Any]:

@@ -1,0 +1,235 @@
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from otl.config import SettingsError
+from otl.datamodules.bucketed import BucketedDataModule
+from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture
+
+
+def fill(path: Path, encoder: CountingEncoder | None = None, resolution: int = 64, **settings: Any) -> CountingEncoder:
+    """Fill the cache and return the encoder that counted."""
+    encoder = encoder or CountingEncoder()
+    module(data(path, **settings), resolution=resolution).fill_cache(encoder, images=True, prompts=True)
+    return encoder
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Seven images and captions, all in the cache."""
+    encoder = fill(folder(tmp_path / "photos", 7))
+    assert encoder.images == 7 and len(encoder.prompts) == 7
+    return tmp_path / "photos"
+
+
+# The scan
+
+
+def test_every_reason_and_file_is_in_the_error(tmp_path):
+    picture(tmp_path / "a.png", caption=None)
+    for number in range(12):
+        picture(tmp_path / f"b{number:02d}.png").write_bytes(b"")
+    with pytest.raises(SettingsError) as caught:
+        module(data(tmp_path))
+    message = str(caught.value)
+    assert "data.missing_captions" in message and "data.broken_images" in message and "a.png" in message
+    assert "b09.png" in message and "b10.png" not in message and "2 more" in message
+
+
+def test_a_second_setup_does_not_scan_again(photos):
+    made = module(data(photos))
+    samples = made.samples
+    made.setup("fit")
+    made.setup("validate")
+    assert made.samples is samples
+
+
+def test_held_out_images_are_not_trained_on(tmp_path):
+    made = module(data(folder(tmp_path / "photos", 30), validation_share=0.3))
+    assert len(made.samples) + len(made.validation_samples) == 30
+    assert len(made.layout.places) == len(made.samples)
+    assert len(made.validation_layout.places) == len(made.validation_samples) > 0
+
+
+def test_batches_are_counted_for_each_rank(photos):
+    made = module(data(photos, batch_size=2))
+    assert made.batches_per_epoch() == 4  # five square images and two tall ones
+    assert made.batches_per_epoch(world_size=3) == 2
+
+
+# The cache
+
+
+def test_a_full_cache_needs_no_encoding(photos):
+    encoder = fill(photos)
+    assert encoder.images == 0 and encoder.prompts == []
+
+
+def test_a_changed_image_is_encoded_again_alone(photos):
+    picture(photos / "3.png", shade=200, caption=None)
+    encoder = fill(photos)
+    assert encoder.images == 1 and encoder.prompts == []
+
+
+def test_a_renamed_image_is_not_encoded_again(photos):
+    (photos / "3.png").rename(photos / "z.png")
+    (photos / "3.txt").rename(photos / "z.txt")
+    assert fill(photos).images == 0
+
+
+def test_a_changed_caption_is_encoded_again_alone(photos):
+    (photos / "3.txt").write_text("something else")
+    encoder = fill(photos)
+    assert encoder.images == 0 and encoder.prompts == ["something else"]
+
+
+def test_another_image_encoder_makes_all_latents_again_and_no_captions(photos):
+    encoder = fill(photos, CountingEncoder(image="other weights"))
+    assert encoder.images == 7 and encoder.prompts == []
+
+
+def test_another_dtype_of_the_text_encoder_makes_all_captions_again_and_no_latents(photos):
+    encoder = fill(photos, CountingEncoder(prompt="clip in bf16"))
+    assert encoder.images == 0 and len(encoder.prompts) == 7
+
+
+def test_another_resolution_makes_all_latents_again_and_no_captions(photos):
+    encoder = fill(photos, resolution=128)
+    assert encoder.images == 7 and encoder.prompts == []
+    assert fill(photos).images == 0  # those of the first are still there
+
+
+def test_without_buckets_only_images_that_are_cut_otherwise_are_made_again(photos):
+    """Five of the seven are square already."""
+    assert fill(photos, buckets=False).images == 2
+
+
+def test_dropout_adds_the_empty_caption_alone(photos):
+    assert fill(photos, caption_dropout=0.1).prompts == [""]
+
+
+def test_equal_images_and_captions_are_encoded_once(tmp_path):
+    for number in range(5):
+        picture(tmp_path / "photos" / f"{number}.png")
+    encoder = fill(tmp_path / "photos")
+    assert encoder.images == 1 and encoder.prompts == ["a picture"]
+
+
+def test_a_truncated_entry_is_made_again(photos):
+    entries = sorted((photos.parent / "cache").rglob("*.safetensors"))
+    assert len(entries) == 14
+    whole = {path: path.read_bytes() for path in entries}
+    for path in entries[:4]:
+        path.write_bytes(whole[path][:-7])
+    encoder = fill(photos)
+    assert encoder.images + len(encoder.prompts) == 4
+    assert {path: path.read_bytes() for path in entries} == whole
+
+
+def test_images_are_encoded_in_batches_of_one_bucket(tmp_path):
+    encoder = fill(folder(tmp_path / "photos", 7), encode_batch_size=3)
+    assert sorted(encoder.batches) == [2, 2, 3]
+
+
+def test_progress_counts_images_and_captions(tmp_path):
+    shown: dict[str, int] = {}
+
+    def progress(items: Iterable[Any], what: str, count: int) -> Iterator[Any]:
+        for item in items:
+            shown[what] = shown.get(what, 0) + 1
+            yield item
+        assert shown[what] == count
+
+    made = module(data(folder(tmp_path / "photos", 7)))
+    made.fill_cache(CountingEncoder(), images=True, prompts=True, progress=progress)
+    assert shown["images into the cache"] == shown["captions into the cache"] == 7
+
+
+class Interrupted(CountingEncoder):
+    """Ctrl-C in the third batch."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        if len(self.batches) == 2:
+            raise KeyboardInterrupt
+        return super().encode_image(pixels)
+
+
+def test_what_was_encoded_before_an_interruption_is_kept(tmp_path):
+    path = folder(tmp_path / "photos", 7)
+    with pytest.raises(KeyboardInterrupt):
+        fill(path, Interrupted(), encode_batch_size=2)
+    assert fill(path).images == 3
+
+
+def test_an_image_broken_inside_is_named(tmp_path):
+    path = picture(tmp_path / "photos" / "a.png")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"a\.png: cannot be decoded"):
+        fill(tmp_path / "photos")
+
+
+def fill_and_leave(path: Path) -> None:
+    """In a process of its own: leaves with success if the whole cache can be read afterwards."""
+    torch.set_num_threads(1)  # as DataLoader's workers do: OpenMP does not survive a fork
+    made = module(data(path, batch_size=2, encode_batch_size=1))
+    made.fill_cache(CountingEncoder(), images=True, prompts=True)
+    os._exit(0 if len(list(made.train_dataloader())) == 4 else 1)
+
+
+def test_two_runs_fill_one_folder(tmp_path):
+    path = folder(tmp_path / "photos", 7)
+    runs = [multiprocessing.get_context("fork").Process(target=fill_and_leave, args=(path,)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(30)
+        run.kill()
+    assert [run.exitcode for run in runs] == [0, 0]
+    files = [each.name for each in (tmp_path / "cache").rglob("*") if each.is_file()]
+    assert len(files) == 14 and all(name.endswith(".safetensors") for name in files)
+
+
+def test_ranks_share_the_work(tmp_path):
+    """Each of two ranks makes its half; the second pass finds what the other one made."""
+    made = module(data(folder(tmp_path / "photos", 7)))
+    encoders = [CountingEncoder(), CountingEncoder()]
+
+    class Strategy:
+        def barrier(self, name: str) -> None:
+            if made.trainer.global_rank == 0:  # the other rank does its half meanwhile
+                other = BucketedDataModule(made.data, resolution=64, step=8, seed=7)
+                other.setup("fit")
+                other.trainer = Ranks(1)
+                other.trainer.strategy.barrier = lambda name: None
+                other.fill_cache(encoders[1], images=True, prompts=True)
+
+    class Ranks:
+        world_size = 2
+
+        def __init__(self, rank: int) -> None:
+            self.global_rank, self.strategy = rank, Strategy()
+
+    made.trainer = Ranks(0)
+    made.fill_cache(encoders[0], images=True, prompts=True)
+    assert [encoder.images for encoder in encoders] == [4, 3]
+
+
+def test_a_thousand_headers_take_a_moment(tmp_path):
+    """Headers only: a thousand pictures of 1.4 megapixels would take half a minute to decode on one core."""
+    first = picture(tmp_path / "0.jpg", h=1000, w=1400)
+    for number in range(1, 1000):
+        os.link(first, tmp_path / f"{number}.jpg")
+    begun = time.perf_counter()
+    made = BucketedDataModule(data(tmp_path, prompt="x"), resolution=64, step=8, seed=7)
+    made.setup("fit")
+    assert len(made.samples) == 1000
+    assert time.perf_counter() - begun < 5

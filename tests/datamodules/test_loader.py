@@ -1,0 +1,265 @@
+import itertools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from otl import rng
+from otl.config import PartialBatches, SettingsError
+from otl.datamodules.bucketed import BucketedDataModule, batches
+from otl.types import Batch
+from tests.datamodules.fakes import CountingEncoder, data, folder, module, same
+
+WORKERS = pytest.mark.parametrize("workers", [0, 2])
+
+
+def filled(path: Path, *, images: bool = True, prompts: bool = True, **settings: Any) -> BucketedDataModule:
+    """Seven images in batches of two and one, cached."""
+    if not path.exists():
+        folder(path, 7)
+    made = module(data(path, **({"batch_size": 2} | settings)))
+    made.fill_cache(CountingEncoder(), images=images, prompts=prompts)
+    return made
+
+
+def epoch(loader: Any, number: int) -> list[Batch]:
+    loader.load_state_dict({"epoch": number, "delivered": 0})
+    return list(loader)
+
+
+def all_same(some: list[Batch], others: list[Batch]) -> bool:
+    return len(some) == len(others) and all(map(same, some, others))
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory) -> Path:
+    """A folder whose cache is filled."""
+    path = tmp_path_factory.mktemp("loader") / "photos"
+    filled(path)
+    return path
+
+
+def test_latents_come_from_the_cache_with_noise_of_their_keys(cached):
+    for batch in filled(cached).train_dataloader():
+        assert batch.pixels is None and batch.latents.dtype == torch.float32
+        assert batch.latents.shape[2:] == tuple((batch.target_size[0] // 4).tolist())
+        assert torch.equal(batch.noise, rng.normals(batch.key, tuple(batch.latents.shape[1:]), "noise"))
+        assert batch.cond["hidden"][:, 0].tolist() == [len(caption) for caption in batch.captions]
+
+
+def test_latents_are_those_of_the_image(cached):
+    pixels = {int(i): p for b in module(data(cached)).train_dataloader() for i, p in zip(b.index, b.pixels)}
+    for batch in filled(cached).train_dataloader():
+        for index, latents in zip(batch.index, batch.latents):
+            assert torch.equal(latents, nn.functional.avg_pool2d(pixels[int(index)][None], 4)[0])
+
+
+def test_without_a_cache_pixels_are_served(cached):
+    batch = next(iter(module(data(cached, batch_size=2)).train_dataloader()))
+    assert tuple(batch.pixels.shape[1:]) == (3, *batch.target_size[0].tolist())
+    assert batch.latents is None and batch.noise is None and batch.cond is None
+
+
+def test_prompts_are_not_cached_where_text_encoders_train(cached):
+    batch = next(iter(filled(cached, prompts=False).train_dataloader()))
+    assert batch.latents is not None and batch.cond is None and batch.captions
+
+
+def test_keys_depend_on_seed_epoch_sample_and_repeat(cached):
+    made = filled(cached)
+    assert [int(k) for b in epoch(made.train_dataloader(), 3) for k in b.key] == [
+        rng.key(7, 3, int(i), 0) for b in epoch(made.train_dataloader(), 3) for i in b.index
+    ]
+
+
+@WORKERS
+def test_epochs_differ_and_come_back(cached, workers):
+    loader = filled(cached, workers=workers).train_dataloader()
+    zero, one, again = epoch(loader, 0), epoch(loader, 1), epoch(loader, 0)
+    assert all_same(zero, again) and not all_same(zero, one)
+    assert not set(torch.cat([b.key for b in zero]).tolist()) & set(torch.cat([b.key for b in one]).tolist())
+
+
+def test_workers_change_nothing(cached):
+    none, two = (filled(cached, workers=workers).train_dataloader() for workers in (0, 2))
+    assert all(all_same(epoch(none, number), epoch(two, number)) for number in range(2))
+
+
+def test_workers_that_are_not_forked_can_have_the_dataset(cached):
+    loader = filled(cached).train_dataloader()
+    request = next(iter(loader.sampler))
+    assert same(pickle.loads(pickle.dumps(loader.dataset))[request], loader.dataset[request])
+
+
+def test_the_length_is_known(cached):
+    made = filled(cached)
+    loader = made.train_dataloader()
+    assert len(loader) == len(list(loader)) == made.batches_per_epoch() == 4
+
+
+def test_captions_are_dropped_in_training_and_never_in_validation(tmp_path):
+    folder(tmp_path / "photos", 30)
+    made = filled(tmp_path / "photos", caption_dropout=1.0, validation_share=0.3)
+    assert {c for b in made.train_dataloader() for c in b.captions} == {""}
+    assert all(c for b in made.val_dataloader() for c in b.captions)
+    assert all(torch.equal(b.cond["hidden"], torch.zeros_like(b.cond["hidden"])) for b in made.train_dataloader())
+
+
+def test_validation_is_the_same_every_time(tmp_path):
+    folder(tmp_path / "photos", 30)
+    made = filled(tmp_path / "photos", validation_share=0.3)
+    loader = made.val_dataloader()
+    once = list(loader)
+    assert all_same(once, list(loader)) and all_same(once, list(made.val_dataloader()))
+    assert sum(len(b.index) for b in once) == len(made.validation_samples) > 0
+
+
+def test_without_held_out_images_there_is_no_validation(cached):
+    assert filled(cached).val_dataloader() == []
+
+
+def test_a_cache_entry_lost_during_the_run_is_named(cached, tmp_path):
+    made = filled(cached, cache_dir=str(tmp_path))
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(SettingsError, match=r"\.safetensors: this cache entry is gone or damaged"):
+        next(iter(made.train_dataloader()))
+
+
+# Resuming
+
+
+@WORKERS
+@pytest.mark.parametrize(("number", "delivered"), [(0, 1), (1, 3), (1, 0)])
+def test_a_loader_goes_on_within_an_epoch(cached, workers, number, delivered):
+    unbroken = filled(cached, workers=workers).train_dataloader()
+    for _ in range(number):
+        list(unbroken)
+    batches = iter(unbroken)
+    list(itertools.islice(batches, delivered))
+    state = unbroken.state_dict()
+    resumed = filled(cached, workers=workers).train_dataloader()
+    resumed.load_state_dict(state)
+    assert len(resumed) == 4
+    assert all_same(list(resumed), list(batches))
+    assert all_same(list(resumed), list(unbroken))
+
+
+@WORKERS
+def test_a_loader_goes_on_after_an_epoch(cached, workers):
+    unbroken = filled(cached, workers=workers).train_dataloader()
+    epoch(unbroken, 0)
+    resumed = filled(cached, workers=workers).train_dataloader()
+    resumed.load_state_dict(unbroken.state_dict())
+    assert all_same(list(resumed), list(unbroken))
+
+
+def test_a_fresh_loader_follows_lightnings_count(cached):
+    loader, other = filled(cached).train_dataloader(), filled(cached).train_dataloader()
+    loader.sampler.set_epoch(3)
+    assert all_same(list(loader), epoch(other, 3))
+
+
+def test_an_epoch_cut_short_goes_on(cached):
+    """Whatever Lightning takes for an epoch, every image has its turn."""
+    loader = filled(cached).train_dataloader()
+    first = list(itertools.islice(loader, 1))
+    loader.sampler.set_epoch(1)
+    assert all_same(first + list(loader), epoch(filled(cached).train_dataloader(), 0))
+
+
+def test_a_loader_can_be_saved_right_after_it_was_restored(cached):
+    loader = filled(cached).train_dataloader()
+    loader.load_state_dict({"epoch": 2, "delivered": 1})
+    assert loader.state_dict() == {"epoch": 2, "delivered": 1}
+    assert len(list(loader)) == 3 and loader.state_dict() == {"epoch": 2, "delivered": 4}
+
+
+class Recorder(LightningModule):
+    """One weight, and a list of what it was shown."""
+
+    def __init__(self, encoder: CountingEncoder) -> None:
+        super().__init__()
+        self.weight, self.encoder, self.shown = nn.Parameter(torch.zeros(1)), encoder, []
+
+    def on_fit_start(self) -> None:
+        self.trainer.datamodule.fill_cache(self.encoder, images=True, prompts=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.shown.append((batch.key.tolist(), float(batch.noise.sum())))
+        return (self.weight * batch.noise.mean() + batch.latents.mean()).square().sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Save(Callback):
+    """Writes a checkpoint wherever one could be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.path / f"{trainer.global_step}-batch.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.path / f"{trainer.global_step}-epoch.ckpt")
+
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.path / f"{trainer.global_step}-end.ckpt")
+
+
+def fit(path: Path, steps: int, *, workers: int, checkpoint: Path | None = None, saved: Path | None = None) -> Recorder:
+    recorder = Recorder(CountingEncoder())
+    settings = data(path, batch_size=2, workers=workers)
+    made = BucketedDataModule(settings, resolution=64, step=8, seed=7)
+    trainer = Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[Save(saved)] if saved is not None else [],
+    )
+    trainer.fit(recorder, datamodule=made, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+    return recorder
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+@WORKERS
+def test_a_run_stopped_anywhere_goes_on_bit_for_bit(cached, tmp_path, workers):
+    """Four batches an epoch: within the first and second, at the last batch of one, and after the end of one."""
+    unbroken = fit(cached, 10, workers=workers, saved=tmp_path)
+    assert unbroken.encoder.images == 0
+    keys = [key for keys, _ in unbroken.shown for key in keys]
+    assert len(unbroken.shown) == 10 and keys == expected_keys(cached, epochs=3)[: len(keys)]
+    for name in ("1-batch", "4-batch", "4-epoch", "6-batch"):
+        resumed = fit(cached, 10, workers=workers, checkpoint=tmp_path / f"{name}.ckpt")
+        assert resumed.shown == unbroken.shown[int(name[0]) :], name
+        assert torch.equal(resumed.weight, unbroken.weight), name
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+@pytest.mark.parametrize("steps", [6, 8])
+def test_a_finished_run_can_be_made_longer(cached, tmp_path, steps):
+    unbroken = fit(cached, 14, workers=0)
+    fit(cached, steps, workers=0, saved=tmp_path)
+    longer = fit(cached, 14, workers=0, checkpoint=tmp_path / f"{steps}-end.ckpt")
+    assert longer.shown == unbroken.shown[steps:]
+    assert torch.equal(longer.weight, unbroken.weight)
+
+
+def expected_keys(path: Path, *, epochs: int) -> list[int]:
+    """The random keys of whole epochs, in their order."""
+    made = module(data(path, batch_size=2))
+    options = {"batch_size": 2, "partial": PartialBatches.keep, "seed": 7}
+    orders = [batches(made.layout, epoch=number, **options) for number in range(epochs)]
+    return [rng.key(7, number, *draw) for number, order in enumerate(orders) for batch in order for draw in batch]

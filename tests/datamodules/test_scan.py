@@ -1,0 +1,248 @@
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from otl.config import Broken, Concept, ConceptType, Data, Missing
+from otl.datamodules.scan import EXTENSIONS, scan
+from otl.types import Problem, Size
+from tests.datamodules.fakes import data, picture
+
+
+def fatal(problems: list[Problem]) -> list[Problem]:
+    return [problem for problem in problems if problem.fatal]
+
+
+def names(path: Path, **settings: object) -> list[str]:
+    return [sample.path.relative_to(path).as_posix() for sample in scan(data(path, **settings))[0]]
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_every_extension_is_read(tmp_path, extension):
+    picture(tmp_path / f"a{extension}", h=32, w=48)
+    picture(tmp_path / f"B{extension.upper()}", h=32, w=48)
+    samples, problems = scan(data(tmp_path))
+    assert [sample.size for sample in samples] == [Size(32, 48)] * 2
+    assert not fatal(problems)
+
+
+def test_subfolders_are_searched_in_natural_order(tmp_path):
+    for name in ("img10.png", "img2.png", "sub/img1.png", "IMG3.png", "b.png"):
+        picture(tmp_path / name)
+    assert names(tmp_path) == ["b.png", "img2.png", "IMG3.png", "img10.png", "sub/img1.png"]
+
+
+def test_hidden_files_labels_and_other_files_are_no_images(tmp_path):
+    for name in ("a.png", ".b.png", ".thumbs/c.png", "a-masklabel.png", "a-condlabel.png"):
+        picture(tmp_path / name)
+    (tmp_path / "notes.md").write_text("no image")
+    assert names(tmp_path) == ["a.png"]
+
+
+def test_a_link_back_up_is_followed_once(tmp_path):
+    picture(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos")
+    assert names(tmp_path / "photos") == ["a.png"]
+
+
+def test_linked_folders_are_searched(tmp_path):
+    picture(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "elsewhere")
+    assert names(tmp_path / "photos") == ["link/a.png"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_sizes_are_upright(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 32)).save(tmp_path / f"a.{suffix}", exif=exif)
+    samples, _ = scan(data(tmp_path, prompt="x"))
+    assert samples[0].size == Size(64, 32)
+
+
+def test_pixels_are_not_decoded(tmp_path):
+    """A PNG whose pixels are garbage, but whose header and end are whole, passes."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 5000, 4000, 8, 2, 0, 0, 0))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"garbage") + chunk(b"IEND", b""))
+    samples, problems = scan(data(tmp_path, prompt="x"))
+    assert samples[0].size == Size(4000, 5000) and not problems
+
+
+@pytest.mark.parametrize(
+    ("content", "captions"),
+    [
+        (b"a cat", ["a cat"]),
+        (b"\xef\xbb\xbfa cat\r\n\r\n  two cats \r\n", ["a cat", "two cats"]),
+        ("ein Kätzchen, 猫\n".encode(), ["ein Kätzchen, 猫"]),
+    ],
+)
+def test_a_caption_a_line(tmp_path, content, captions):
+    picture(tmp_path / "a.b.png", caption=None)
+    (tmp_path / "a.b.txt").write_bytes(content)
+    samples, problems = scan(data(tmp_path))
+    assert samples[0].captions == captions and not samples[0].caption_missing and not problems
+
+
+def test_the_file_goes_before_the_prompt(tmp_path):
+    picture(tmp_path / "a.png", caption="its own")
+    picture(tmp_path / "b.png", caption=None)
+    samples, problems = scan(data(tmp_path, prompt="a sks dog"))
+    assert [sample.captions for sample in samples] == [["its own"], ["a sks dog"]]
+    assert not fatal(problems)
+
+
+@pytest.mark.parametrize("caption", [None, "", "\n \n"])
+@pytest.mark.parametrize("allowed", [False, True])
+def test_missing_captions_are_listed(tmp_path, caption, allowed):
+    picture(tmp_path / "a.png", caption=caption)
+    picture(tmp_path / "b.png", shade=9)
+    samples, problems = scan(data(tmp_path, missing_captions=Missing.allow if allowed else Missing.error))
+    (problem,) = problems
+    assert problem.key == "data.missing_captions" and problem.fatal is not allowed
+    assert problem.details == [str(tmp_path / "a.png")]
+    assert samples[0].captions == [""] and samples[0].caption_missing and not samples[1].caption_missing
+
+
+def test_a_caption_in_another_encoding_is_named(tmp_path):
+    picture(tmp_path / "a.png").with_suffix(".txt").write_bytes("Kätzchen".encode("latin-1"))
+    (problem,) = [each for each in scan(data(tmp_path))[1] if each.key == "data.broken_images"]
+    assert problem.fatal and "a.txt is not UTF-8" in problem.details[0]
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def bomb(path: Path) -> None:
+    """A header that promises 400 million pixels."""
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 20000, 20000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+
+
+BREAKS = {
+    "empty.png": lambda path: path.write_bytes(b""),
+    "text.jpg": lambda path: path.write_text("no image"),
+    "half.jpg": half,
+    "half.png": half,
+    "half.webp": half,
+    "bomb.png": bomb,
+}
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("name", BREAKS)
+def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path, name, skipped):
+    picture(tmp_path / "good.png")
+    BREAKS[name](picture(tmp_path / name, h=600, w=600, shade=3))
+    samples, problems = scan(data(tmp_path, broken_images=Broken.skip if skipped else Broken.error))
+    (problem,) = problems
+    assert [sample.name for sample in samples] == ["good.png"]
+    assert problem.key == "data.broken_images" and problem.fatal is not skipped
+    assert str(tmp_path / name) in problem.details[0] and len(problem.details[0]) > len(str(tmp_path / name)) + 5
+
+
+def test_bytes_after_the_end_of_an_image_do_no_harm(tmp_path):
+    for name in ("a.png", "b.jpg"):
+        path = picture(tmp_path / name)
+        path.write_bytes(path.read_bytes() + bytes(10000))
+    assert len(scan(data(tmp_path))[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("absent", "does not exist"), ("a.png", "is a file"), ("empty", "holds no images"), ("broken", "can be read")],
+)
+def test_a_path_without_images_says_why(tmp_path, place, words):
+    picture(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"")
+    problem = fatal(scan(data(tmp_path / place))[1])[0]
+    assert problem.key == "data.path" and words in problem.message and str(tmp_path / place) in problem.message
+
+
+def test_no_path_at_all_says_what_to_set():
+    (problem,) = fatal(scan(Data())[1])
+    assert problem.key == "data.path" and "data.path=FOLDER" in problem.message
+
+
+def test_a_concept_without_path_is_named():
+    (problem,) = fatal(scan(Data(concepts={"cat": Concept()}))[1])
+    assert problem.key == "data.concepts.cat.path" and "data.concepts.cat.path=FOLDER" in problem.message
+
+
+def test_unreadable_kinds_are_reported(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "b.HEIC").write_bytes(b"x")
+    (problem,) = scan(data(tmp_path))[1]
+    assert not problem.fatal and problem.details == [str(tmp_path / "b.HEIC")]
+
+
+def test_concepts_carry_their_own_settings(tmp_path):
+    picture(tmp_path / "cats" / "a.png", caption=None)
+    picture(tmp_path / "dogs" / "b.png", shade=9)
+    picture(tmp_path / "c.png", shade=19)
+    (tmp_path / "rest").mkdir()
+    (tmp_path / "c.png").rename(tmp_path / "rest" / "c.png")
+    (tmp_path / "c.txt").rename(tmp_path / "rest" / "c.txt")
+    cats = Concept(path=str(tmp_path / "cats"), repeats=3, prompt="a cat", loss_weight=0.5)
+    dogs = Concept(path=str(tmp_path / "dogs"), type=ConceptType.validation)
+    samples, problems = scan(data(tmp_path / "rest", concepts={"cats": cats, "dogs": dogs}))
+    assert not problems
+    assert [sample.concept for sample in samples] == ["data", "cats", "dogs"]
+    assert [sample.repeats for sample in samples] == [1, 3, 1]
+    assert [sample.weight for sample in samples] == [1.0, 0.5, 1.0]
+    assert [sample.validation for sample in samples] == [False, False, True]
+    assert samples[1].captions == ["a cat"]
+
+
+def test_composed_settings_do_as_well(tmp_path):
+    picture(tmp_path / "a.png")
+    composed = OmegaConf.structured(Data(concepts={"cat": Concept()}))
+    composed.concepts.cat.path = str(tmp_path)
+    assert [sample.concept for sample in scan(composed)[0]] == ["cat"]
+
+
+def test_images_with_the_same_bytes_are_reported(tmp_path):
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / "c.png", shade=1)
+    (problem,) = scan(data(tmp_path))[1]
+    assert not problem.fatal and problem.details == [f"{tmp_path / 'a.png'} = {tmp_path / 'b.png'}"]
+
+
+def held_out(path: Path, share: float) -> set[str]:
+    return {sample.name for sample in scan(data(path, validation_share=share))[0] if sample.validation}
+
+
+def test_more_images_do_not_move_the_held_out_ones(tmp_path):
+    for number in range(60):
+        picture(tmp_path / f"{number}.png", shade=number)
+    before = held_out(tmp_path, 0.3)
+    for number in range(60, 120):
+        picture(tmp_path / f"{number - 30}x.png", shade=number)
+    assert 8 <= len(before) <= 28
+    assert held_out(tmp_path, 0.3) & {f"{number}.png" for number in range(60)} == before
+
+
+def test_a_share_that_holds_out_nothing_is_reported(tmp_path):
+    picture(tmp_path / "a.png")
+    (problem,) = scan(data(tmp_path, validation_share=1e-9))[1]
+    assert problem.key == "data.validation_share" and not problem.fatal
+
+
+def test_nothing_left_to_train_on_is_an_error(tmp_path):
+    picture(tmp_path / "a.png")
+    concept = Concept(path=str(tmp_path), type=ConceptType.validation)
+    assert "none to train on" in fatal(scan(Data(concepts={"v": concept}))[1])[0].message
