@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from otl.check import report, require
 from otl.config import SettingsError, conf_dir, register
 from otl.mistakes import compose_settings, explain, explain_flags
+from otl.quiet import quiet_libraries
 from otl.registry import plugin_conf_dirs
 
 CONFIG_NAME = "config"
@@ -60,6 +61,7 @@ def job(cfg: DictConfig) -> None:
     """One run: of a sweep, or the only one."""
     try:
         require(cfg)
+        quiet_libraries()
         hydra.utils.get_method(cfg.task._target_)(cfg)
     except Exception as error:  # here, because Hydra adds a line of its own to what passes through it
         message = refusal(error)

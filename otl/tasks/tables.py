@@ -1,0 +1,58 @@
+"""The plan on the console."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+WORST = 10  # files shown of each warning; plan.json has all
+GIGA = 1e9
+
+
+def show(plan: dict[str, Any], console: Console | None = None) -> None:
+    """Print tables of images, weights and memory, and the warnings."""
+    console = console or Console()
+    console.print(
+        f"[bold]{plan['family']}[/] from {plan['checkpoint']}, {plan['method']}, {plan['precision']}, "
+        f"{plan['resolution']} px, batches of {plan['batch_size']}"
+    )
+    console.print(buckets(plan))
+    console.print(
+        f"{plan['images_used']} of {plan['images_total']} images an epoch, {plan['images_dropped']} dropped, "
+        f"{plan['images_validation']} held out; {plan['steps_per_epoch']} steps an epoch, "
+        f"[bold]{plan['total_steps']} steps in all[/]"
+    )
+    console.print(weights(plan))
+    console.print(memory(plan))
+    for warning in plan["warnings"]:
+        console.print(f"[yellow]{warning['about']}[/]: {warning['message']}", highlight=False)
+        for file in warning["files"][:WORST]:
+            console.print(f"  {file}", highlight=False, markup=False)
+        if len(warning["files"]) > WORST:
+            console.print(f"  and {len(warning['files']) - WORST} more, in plan.json")
+
+
+def buckets(plan: dict[str, Any]) -> Table:
+    table = Table("bucket (height x width)", "images", "batches", title="Images", title_justify="left")
+    for bucket in plan["buckets"]:
+        table.add_row(f"{bucket['height']} x {bucket['width']}", str(bucket["images"]), str(bucket["batches"]))
+    return table
+
+
+def weights(plan: dict[str, Any]) -> Table:
+    table = Table("part", "parameters", "trained", "dtype", "GB", title="Weights", title_justify="left")
+    for row in plan["weights"]:
+        table.add_row(
+            row["part"], f"{row['parameters']:,}", f"{row['trained']:,}", row["dtype"], f"{row['bytes'] / GIGA:.2f}"
+        )
+    return table
+
+
+def memory(plan: dict[str, Any]) -> Table:
+    needs = plan["memory"]
+    kinds = ["weights", "gradients", "optimizer", "activations", "total"]
+    table = Table(*kinds, title="Memory of a step, GB (an estimate)", title_justify="left")
+    table.add_row(*[f"{needs[kind] / GIGA:.2f}" for kind in kinds])
+    return table
