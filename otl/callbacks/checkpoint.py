@@ -62,6 +62,7 @@ class Checkpoint(Callback):
         self._randomness: dict[str, Any] | None = None
         self._asked: int | None = None  # the signal that asks for a stop
         self._handlers: dict[int, Any] = {}
+        self._process = 0  # that trains; the loader's workers inherit its handlers
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
         """Raises SettingsError: a number below 1."""
@@ -135,6 +136,7 @@ class Checkpoint(Callback):
 
     def _catch_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            self._process = os.getpid()
             self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def _release_signals(self) -> None:
@@ -143,6 +145,8 @@ class Checkpoint(Callback):
         self._handlers = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # Ctrl-C reaches the workers too, and the step may still need their batches
         self._asked = number
         self._release_signals()
         # Not the log: a handler may interrupt it in the middle of a line.
@@ -150,8 +154,12 @@ class Checkpoint(Callback):
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in `folder` that is a whole file; None where there is none."""
-    for path in sorted(folder.glob("step-*.ckpt"), key=lambda path: path.name, reverse=True):
+    """The checkpoint in `folder` that was written last and is a whole file; None where there is none.
+
+    By the time it was written: a run that replaced an earlier one may not have come as far as that one yet.
+    """
+    paths = folder.glob("step-*.ckpt")
+    for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
         if is_whole(path):
             return path
         log.warning(f"{path} is damaged and passed over")

@@ -132,6 +132,14 @@ def test_the_newest_whole_file_is_found(run: Run, tmp_path: Path, caplog: pytest
     assert [record.levelname for record in caplog.records if "damaged" in record.message] == ["WARNING"] * 2
 
 
+def test_what_an_earlier_run_left_is_not_the_newest(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run/checkpoints"
+    run(Checkpoint(), steps=5)
+    os.utime(folder / "step-00000005.ckpt", (1e9, 1e9))
+    run(Checkpoint(), steps=3)
+    assert newest(folder) == folder / "step-00000003.ckpt"
+
+
 def test_there_is_no_newest_in_an_empty_or_missing_folder(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
     assert newest(tmp_path / "nowhere") is None
