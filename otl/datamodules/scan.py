@@ -143,7 +143,7 @@ def _files(folder: Path) -> list[Path]:
     seen: set[str] = set()  # a link may lead back up
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unsearchable):
         real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
             found += [Path(parent, name) for name in names if not name.startswith(".")]
         seen.add(real)

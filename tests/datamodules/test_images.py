@@ -164,9 +164,9 @@ def test_an_image_of_the_buckets_size_is_not_resampled(tmp_path):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_large_photographs_are_drafted_without_a_visible_change(tmp_path, orientation):
-    """The same picture as PNG is decoded in full."""
-    ramp = np.linspace(0, 255, 1024)[None, :, None] * np.ones((512, 1, 3)) * [1.0, 0.5, 0.2]
-    image = Image.fromarray(ramp.astype(np.uint8))
+    """The same picture as PNG is decoded in full. Its waves are five pixels long in the bucket."""
+    waves = 127.5 + 100 * np.sin(np.arange(512) * 2 * np.pi / 40)[None, :, None] * np.ones((384, 1, 3))
+    image = Image.fromarray(waves.astype(np.uint8))
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = orientation
     image.save(tmp_path / "a.jpg", exif=exif, quality=98, subsampling=0)

@@ -95,6 +95,12 @@ def test_buckets_are_mixed():
     assert len(set(first)) == 2
 
 
+def test_buckets_follow_each_other_otherwise_every_epoch():
+    of = made([40, 40])
+    orders = {tuple(of.places[batch[0][0]].bucket for batch in epoch(of, number)) for number in range(5)}
+    assert len(orders) == 5
+
+
 @pytest.mark.parametrize("partial", ["keep", "pad", "drop"])
 def test_every_epoch_has_as_many_batches(partial):
     assert len({len(epoch(made([17, 10, 4, 1]), number, partial=partial)) for number in range(10)}) == 1
