@@ -17,7 +17,7 @@ from otl.datamodules import buckets
 from otl.types import Crop, Size
 
 VERSION = 1  # part of the cache's keys: raise it when the same file gives other pixels
-DRAFT_MARGIN = 2  # a JPEG is decoded at a reduced size that is still this many times the scaled size
+DRAFT_MARGIN = 1.5  # a JPEG is decoded at a reduced size that is still this many times the scaled size
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -107,7 +107,7 @@ def _draft(image: Image.Image, size: Size, bucket: Size) -> None:
     """Let libjpeg decode at 1/2, 1/4 or 1/8, where that is much faster and still large enough."""
     scaled, _ = buckets.fit(size, bucket)
     h, w = scaled if (image.height, image.width) == tuple(size) else (scaled.w, scaled.h)
-    image.draft(None, (w * DRAFT_MARGIN, h * DRAFT_MARGIN))
+    image.draft(None, (round(w * DRAFT_MARGIN), round(h * DRAFT_MARGIN)))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -189,7 +190,13 @@ def options(workers: int) -> dict[str, Any]:
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": deaf,
     }
+
+
+def deaf(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the main one decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def whole(batch: Batch) -> Batch:
