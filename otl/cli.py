@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from otl.check import report, require
-from otl.config import SettingsError, conf_dir, register
+from otl.config import RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import compose_settings, explain, explain_flags
 from otl.quiet import quiet_libraries
 from otl.registry import plugin_conf_dirs
@@ -64,6 +64,9 @@ def job(cfg: DictConfig) -> None:
         quiet_libraries()
         hydra.utils.get_method(cfg.task._target_)(cfg)
     except Exception as error:  # here, because Hydra adds a line of its own to what passes through it
+        if isinstance(error, RunEnded):
+            sys.stderr.write(f"{error}\n")
+            sys.exit(error.exit_code)
         message = refusal(error)
         if message is None:
             raise

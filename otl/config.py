@@ -27,6 +27,12 @@ class Problem:
     details: list[str] = field(default_factory=list)
 
 
+class RunEnded(RuntimeError):
+    """A run that ended before its time and says why; shown without a traceback."""
+
+    exit_code = 1
+
+
 def conf_dir() -> Path:
     """The folder of the YAML groups: beside the package in a clone, inside it in a wheel."""
     for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):

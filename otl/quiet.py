@@ -6,7 +6,16 @@ import logging
 import os
 import warnings
 
-LOGGERS = ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "httpx", "fsspec", "transformers", "diffusers", "PIL", "peft")
+LOGGERS = (
+    "bitsandbytes",
+    "bitsandbytes.backends.cpu.ops",
+    "httpx",
+    "fsspec",
+    "transformers",
+    "diffusers",
+    "PIL",
+    "peft",
+)
 TRAINERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric", "lightning.pytorch.accelerators.cuda")
 WARNINGS = (
     ".*does not have many workers.*",
@@ -17,6 +26,7 @@ WARNINGS = (
     ".*module\\(s\\) in eval mode.*",
     ".*no `val_dataloader`.*",
     ".*`training_step` returned `None`.*",
+    ".*Total length of `list` across ranks is zero.*",
     ".*The `srun` command is available.*",
 )
 

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from otl.callbacks import randomness
 from otl.callbacks.guard import require_finite
 from otl.callbacks.timing import Steps, due, paused
-from otl.config import SettingsError
+from otl.config import RunEnded, SettingsError
 from otl.formats.files import whole
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ FOLDER = "checkpoints"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(RuntimeError):
+class Stopped(RunEnded):
     """The run was asked to stop, and did so after a checkpoint.
 
     Args:
@@ -40,6 +40,7 @@ class Stopped(RuntimeError):
     def __init__(self, signal_number: int, path: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}; go on with resume=auto (from {path})")
         self.signal_number, self.path = signal_number, path
+        self.exit_code = 128 + signal_number
 
 
 class Checkpoint(Callback):

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from otl.config import RunEnded
 from otl.formats.files import listed
 from otl.types import Batch
 
@@ -22,7 +23,7 @@ SKIPS = 24  # fp16 steps skipped in a row before the run is given up: the scale 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class NonFinite(RuntimeError):
+class NonFinite(RunEnded):
     """NaN or infinity where a number belongs; the weights are as they were before."""
 
 

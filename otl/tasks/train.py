@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, open_dict
 
@@ -35,6 +35,7 @@ def train(settings: DictConfig) -> None:
 
     precision = choose(settings.trainer.precision, accelerator=settings.trainer.accelerator)
     log.info(f"precision {precision.name}: {precision.reason}")
+    seed_everything(settings.seed)
     module = build_module(settings)
     module.run_dir, module.track, module.autocast_dtype = folder, track, precision.autocast
     data = build_data(settings, module)
