@@ -38,14 +38,21 @@ def plan(settings: DictConfig) -> None:
         raise SettingsError("\n".join(map(report, fatal)))
 
 
-def make(settings: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
-    """The plan, and what would keep the run from starting."""
+Scanned = tuple[list[Sample], list[Problem]]
+
+
+def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[str, Any], list[Problem]]:
+    """The plan, and what would keep the run from starting.
+
+    Args:
+        scanned: what `scan` gave; None: it is done here.
+    """
     precision = choose(settings.trainer.precision, accelerator=settings.trainer.accelerator)
     module = build_module(settings)
     module.autocast_dtype = precision.autocast
     module.build_skeleton()
     data: Data = OmegaConf.to_object(settings.data)  # type: ignore[assignment]
-    samples, problems = scan(data)
+    samples, problems = scanned or scan(data)
     made = {
         "family": type(module).__name__,
         "checkpoint": module.checkpoint,

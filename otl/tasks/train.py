@@ -19,7 +19,7 @@ from otl.config import SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.modules.base import DiffusionModule, steps_per_epoch
 from otl.quiet import undouble_lightning
-from otl.tasks import manifest
+from otl.tasks import manifest, plan
 from otl.tasks.precision import choose
 from otl.tasks.run import build_data, build_module, run_dir, total_steps
 
@@ -35,13 +35,14 @@ def train(settings: DictConfig) -> None:
 
     precision = choose(settings.trainer.precision, accelerator=settings.trainer.accelerator)
     log.info(f"precision {precision.name}: {precision.reason}")
-    seed_everything(settings.seed)
+    seed_everything(settings.seed, verbose=False)
     module = build_module(settings)
     module.run_dir, module.track, module.autocast_dtype = folder, track, precision.autocast
     data = build_data(settings, module)
     data.setup("fit")
     for problem in data.problems:
         log.warning(f"{problem.key}: {problem.message}")
+    plan.write(plan.make(settings, scanned=(data.samples + data.validation_samples, data.problems))[0], folder)
     trainer = build_trainer(settings, precision.name)
     batches = data.batches_per_epoch(trainer.world_size)
     module.total_steps = total_steps(settings.trainer, batches)
@@ -55,6 +56,9 @@ def train(settings: DictConfig) -> None:
     except BaseException as error:
         manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
         raise
+    if resume and not exported(settings, folder):  # it was finished already: Lightning then ends before any callback
+        with module.averaged():
+            module.export(folder / settings.output.name)
     manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
     log.info(f"{trainer.global_step} steps in {time.monotonic() - started:.0f} s; everything is in {folder}")
 
@@ -81,13 +85,18 @@ def checkpoint_to_resume(asked: str | None, folder: Path) -> Path | None:
 
 def refuse_overwrite(settings: DictConfig, folder: Path, *, resuming: bool) -> None:
     """A run never writes over another's results."""
-    name = settings.output.name
-    there = [path for path in (folder / f"{name}.safetensors", folder / name, folder / "checkpoints") if path.exists()]
+    there = [path for path in (*exported(settings, folder), folder / "checkpoints") if path.exists()]
     if there and not resuming and not settings.output.overwrite:
         raise SettingsError(
             f"{there[0]} is an earlier run's result: choose another hydra.run.dir, continue it with resume=auto, "
             "or replace it with output.overwrite=true"
         )
+
+
+def exported(settings: DictConfig, folder: Path) -> list[Path]:
+    """The results that are there: a file or a folder, as the method writes it."""
+    name = settings.output.name
+    return [path for path in (folder / f"{name}.safetensors", folder / name) if path.exists()]
 
 
 def build_trainer(settings: DictConfig, precision: str) -> Trainer:
