@@ -5,7 +5,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from examples.shapes.draw import NEW_WORD, Scene, combinations
-from examples.shapes.make_base import NOISE, TOKENS, narrowed, random_vae, small_tokenizer, untrained_pipeline
+from examples.shapes.make_base import (
+    NOISE,
+    TOKENS,
+    narrowed,
+    random_vae,
+    scribbles,
+    small_tokenizer,
+    train_decoder,
+    untrained_pipeline,
+)
 from otl.formats.folder import save_pipeline
 
 LONGEST = Scene("small", "yellow", "triangle", "orange", "at the bottom")
@@ -45,3 +54,18 @@ def test_the_folder_gives_the_same_pictures_as_what_was_saved(tmp_path):
         pictures.append(each(LONGEST.caption(), num_inference_steps=2, generator=generator, output_type="np").images)
     assert (pictures[0] == pictures[1]).all()
     assert pictures[0].shape == (1, 64, 64, 3)
+
+
+def test_the_decoders_training_leaves_the_latents_alone():
+    vae, images = random_vae(), scribbles(4, seed=0)
+    before = vae.encode(images).latent_dist.mean
+    error = (vae.decode(before).sample - images).abs().mean()
+    train_decoder(vae, images, steps=20, batch=2)
+    assert torch.equal(vae.encode(images).latent_dist.mean, before)
+    assert (vae.decode(before).sample - images).abs().mean() < error
+
+
+def test_scribbles_are_a_function_of_their_seed():
+    assert torch.equal(scribbles(2, seed=0), scribbles(2, seed=0))
+    assert not torch.equal(scribbles(2, seed=0), scribbles(2, seed=1))
+    assert scribbles(2, seed=0).abs().max() <= 1
