@@ -126,13 +126,21 @@ class DiffusionModule(LightningModule):
     def configure_model(self) -> None:
         """Load the weights, freeze them, and let the method make trainable what it trains. Once."""
         if self.pipeline is None:
-            self.pipeline = loading.load(type(self), self.checkpoint, dtypes=self.part_dtypes())
+            self.pipeline = self.load_pipeline()
             self.prepare()
 
     def build_skeleton(self) -> None:
         """The same without weights, on the meta device: enough to plan."""
-        self.pipeline = loading.skeleton(type(self), self.checkpoint)
+        self.pipeline = self.load_skeleton()
         self.prepare()
+
+    def load_pipeline(self) -> Any:
+        """The pipeline with its weights on the CPU; a family that makes its own overrides it."""
+        return loading.load(type(self), self.checkpoint, dtypes=self.part_dtypes())
+
+    def load_skeleton(self) -> Any:
+        """The parts of the pipeline on the meta device; a family that makes its own overrides it."""
+        return loading.skeleton(type(self), self.checkpoint)
 
     def prepare(self) -> None:
         for name in self.part_names:
