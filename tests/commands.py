@@ -25,7 +25,9 @@ class Result:
     seconds: float  # processor time: the wall's depends on what else the machine does
 
 
-def run_process(command: Sequence[str | Path], cwd: Path, *paths: Path, **environment: str) -> Result:
+def run_process(
+    command: Sequence[str | Path], cwd: Path, *paths: Path, timeout: float = 300, **environment: str
+) -> Result:
     """Run a command in a folder, with folders in front of Python's path."""
     inherited = {name: value for name, value in os.environ.items() if name not in {"HYDRA_FULL_ERROR", "PYTHONPATH"}}
     joined = os.pathsep.join(str(path) for path in paths)
@@ -36,7 +38,7 @@ def run_process(command: Sequence[str | Path], cwd: Path, *paths: Path, **enviro
         env=inherited | {"PYTHONPATH": joined} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime

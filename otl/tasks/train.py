@@ -26,10 +26,14 @@ from otl.tasks.run import build_data, build_module, run_dir, total_steps
 log = logging.getLogger(__name__)
 
 
-def train(settings: DictConfig) -> None:
-    """The whole run, in its order."""
+def train(settings: DictConfig, folder: Path | None = None) -> None:
+    """The whole run, in its order.
+
+    Args:
+        folder: of the run; None: the one that Hydra made.
+    """
     undouble_lightning()
-    folder = run_dir()
+    folder = folder or run_dir()
     resume = checkpoint_to_resume(settings.resume, folder)
     refuse_overwrite(settings, folder, resuming=resume is not None)
 
@@ -60,7 +64,7 @@ def train(settings: DictConfig) -> None:
         with module.averaged():
             module.export(folder / settings.output.name)
     manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
-    log.info(f"{trainer.global_step} steps in {time.monotonic() - started:.0f} s; everything is in {folder}")
+    closing(settings, trainer, folder, seconds=time.monotonic() - started)
 
 
 def checkpoint_to_resume(asked: str | None, folder: Path) -> Path | None:
@@ -142,6 +146,17 @@ def summary(module: DiffusionModule, data: BucketedDataModule, trainer: Trainer,
     log.info(f"{len(data.samples)} images in {len(data.layout.buckets)} buckets of {module.data_resolution} px")
     log.info(f"{batches} batches and {per_epoch} optimizer steps an epoch, {module.total_steps} steps in all")
     log.info(f"on {device_name(trainer)} with {torch.get_num_threads()} threads; folder {module.run_dir}")
+
+
+def closing(settings: DictConfig, trainer: Trainer, folder: Path, *, seconds: float) -> None:
+    """What came out, and where it is."""
+    log.info(f"{trainer.global_step} steps in {seconds:.0f} s")
+    for path in exported(settings, folder):
+        log.info(f"result    {path}")
+    pictures = folder / "samples" / "before-after.png"
+    if pictures.is_file():
+        log.info(f"pictures  {pictures}")
+    log.info(f"all else  {folder} (plan, metrics, manifest, checkpoints)")
 
 
 def device_name(trainer: Trainer) -> Any:

@@ -1,0 +1,111 @@
+"""What a plan says, against published numbers and counts by hand."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from otl.tasks import memory, plan
+from otl.types import Size
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five wide, three square and one tall picture, and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for kind, size, count in (("wide", (96, 64), 5), ("square", (64, 64), 3), ("tall", (64, 96), 1)):
+        for number in range(count):
+            Image.new("RGB", size, (number * 20, 0, 0)).save(folder / f"{kind}{number}.png")
+            (folder / f"{kind}{number}.txt").write_text("a picture")
+    (folder / "broken.png").write_bytes(b"not a picture")
+    return folder
+
+
+def made(settings, sd15_folder, photos, *overrides):
+    return plan.make(
+        settings(
+            f"model.checkpoint={sd15_folder}",
+            f"data.path={photos}",
+            "data.resolution=64",
+            "data.broken_images=skip",
+            "data.batch_size=2",
+            "logger=none",
+            *overrides,
+        )
+    )[0]
+
+
+def test_nothing_is_dropped_by_default_and_the_broken_file_is_named(settings, sd15_folder, photos):
+    got = made(settings, sd15_folder, photos)
+    assert (got["images_total"], got["images_used"], got["images_dropped"]) == (10, 9, 1)
+    assert [row["path"] for row in got["images"] if row["dropped"]] == [str(photos / "broken.png")]
+    assert sorted((b["images"], b["batches"]) for b in got["buckets"]) == [(1, 1), (3, 2), (5, 3)]
+    assert got["steps_per_epoch"] == 6
+
+
+def test_dropping_is_counted_and_a_bucket_below_a_batch_names_its_images(settings, sd15_folder, photos):
+    """{5, 3, 1} in batches of 2 keeps 6 of 9 in 3 steps."""
+    got = made(settings, sd15_folder, photos, "data.partial_batches=drop")
+    assert (got["images_used"], got["images_dropped"], got["steps_per_epoch"]) == (6, 4, 3)
+    never = {row["path"] for row in got["images"] if row["dropped"]}
+    assert never == {str(photos / "broken.png"), str(photos / "tall0.png")}
+
+
+def test_padding_says_which_images_are_seen_again(settings, sd15_folder, photos):
+    got = made(settings, sd15_folder, photos, "data.partial_batches=pad")
+    assert (got["images_used"], got["steps_per_epoch"]) == (9, 6)
+    reasons = {row["reason"] for row in got["images"] if not row["dropped"]}
+    assert reasons == {"1 of the bucket's images are seen once more each epoch"}
+
+
+def test_epochs_become_steps_with_accumulation(settings, sd15_folder, photos):
+    got = made(settings, sd15_folder, photos, "trainer.max_epochs=10", "trainer.accumulate_grad_batches=4")
+    assert (got["steps_per_epoch"], got["total_steps"]) == (2, 20)
+
+
+def test_a_missing_caption_is_fatal_and_the_plan_is_still_made(settings, sd15_folder, photos):
+    (photos / "wide0.txt").unlink()
+    got, fatal = plan.make(
+        settings(f"model.checkpoint={sd15_folder}", f"data.path={photos}", "data.broken_images=skip", "logger=none")
+    )
+    assert [problem.key for problem in fatal] == ["data.missing_captions"]
+    assert any(row["caption_missing"] and row["path"].endswith("wide0.png") for row in got["images"])
+
+
+def test_the_plan_is_written_whole(settings, sd15_folder, photos, tmp_path):
+    got = made(settings, sd15_folder, photos)
+    assert json.loads(plan.write(got, tmp_path).read_text()) == json.loads(json.dumps(got))
+
+
+@pytest.mark.parametrize(
+    ("model", "published"),
+    [
+        ("sd15", {"unet": 3.44, "text_encoder": 0.49, "vae": 0.33}),
+        ("sdxl", {"unet": 10.3, "text_encoder": 0.49, "text_encoder_2": 2.78, "vae": 0.33}),
+    ],
+)
+def test_the_weights_are_as_large_as_published(settings, photos, model, published):
+    """GB in fp32, as the models' users are told."""
+    got = plan.make(
+        settings(
+            f"model={model}", f"data.path={photos}", "data.broken_images=skip", "data.resolution=64", "logger=none"
+        )
+    )[0]
+    adapters = {row["part"]: row["trained"] * 4 / 1e9 for row in got["weights"]}
+    for row in got["weights"]:
+        assert row["bytes"] / 1e9 - adapters[row["part"]] == pytest.approx(published[row["part"]], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "checkpointing", "gigabytes"),
+    [("sd15", 512, False, 0.97), ("sdxl", 1024, False, 7.2), ("sdxl", 1024, True, 0.6)],
+)
+def test_activations_agree_with_an_independent_count(settings, model, side, checkpointing, gigabytes):
+    """GB of one sample in bf16 with fused attention, rank 16: from a per-operator count made without OTL."""
+    from otl.tasks.run import build_module
+
+    module = build_module(settings(f"model={model}", f"++model.gradient_checkpointing={checkpointing}", "logger=none"))
+    module.build_skeleton()
+    got = memory.activation_bytes(module, Size(side, side), 1, dtype=memory.torch.bfloat16)
+    assert got / 1e9 == pytest.approx(gigabytes, rel=0.06)

@@ -1,0 +1,35 @@
+"""How long a run is."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from otl.config import SettingsError
+from otl.tasks.run import DEFAULT_STEPS, total_steps
+
+
+def steps(batches, *, max_steps=None, max_epochs=None, accumulate=1):
+    trainer = OmegaConf.create(
+        {"max_steps": max_steps, "max_epochs": max_epochs, "accumulate_grad_batches": accumulate}
+    )
+    return total_steps(trainer, batches)
+
+
+def test_epochs_count_optimizer_steps_and_the_last_partial_accumulation_is_one():
+    assert steps(10, max_epochs=3) == 30
+    assert steps(10, max_epochs=3, accumulate=4) == 9
+
+
+def test_whichever_ends_first_ends_the_run():
+    assert steps(10, max_steps=12, max_epochs=3) == 12
+    assert steps(10, max_steps=50, max_epochs=3) == 30
+
+
+def test_without_either_there_is_a_default():
+    assert steps(10) == DEFAULT_STEPS
+
+
+def test_a_run_of_no_steps_is_an_error_that_says_what_to_do():
+    with pytest.raises(SettingsError, match=r"no step.*data\.batch_size.*data\.partial_batches=keep"):
+        steps(0, max_steps=10)
+    with pytest.raises(SettingsError, match="no step"):
+        steps(10, max_epochs=0)

@@ -1,0 +1,132 @@
+"""Whole runs on tiny checkpoints: what is left in the folder, and that a stopped run goes on as if it had not been."""
+
+import csv
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from otl.config import SettingsError
+from otl.tasks.train import train
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Seven pictures in two buckets."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(7):
+        Image.new("RGB", (64, 64) if number < 4 else (96, 64), (30 * number, 100, 200)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"picture {number}\n")
+    return folder
+
+
+@pytest.fixture
+def run(settings, photos, tmp_path, sd15_folder):
+    """(folder name, overrides) -> the folder of a finished run."""
+
+    def _run(name, *overrides):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        train(
+            settings(
+                f"model.checkpoint={sd15_folder}",
+                f"data.path={photos}",
+                f"data.cache_dir={tmp_path / 'cache'}",
+                "data.resolution=64",
+                "data.batch_size=2",
+                "data.workers=0",
+                "logger=none",
+                "trainer.max_steps=6",
+                "callbacks.checkpoint.every=3",
+                "++callbacks.checkpoint.keep=10",
+                *overrides,
+            ),
+            folder,
+        )
+        return folder
+
+    return _run
+
+
+def losses(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [(row["step"], row["loss"], row["lr_unet"]) for row in csv.DictReader(file)]
+
+
+def test_a_run_leaves_what_the_readme_lists(run, photos):
+    folder = run("run", "sample.prompts=[a cat]", "sample.steps=2", "output.trigger=sks")
+    there = {path.name for path in folder.iterdir()}
+    assert there >= {"plan.json", "metrics.csv", "manifest.json", "samples", "checkpoints", "final.safetensors"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["outcome"], manifest["step"], len(manifest["images"])) == ("finished", 6, 7)
+    assert len(losses(folder)) == 6
+    assert (folder / "samples" / "before-after.png").is_file()
+
+
+RESUMED = [
+    ("method=lora", "method.dropout=0.1"),
+    ("method=lora", "trainer.accumulate_grad_batches=2"),
+    ("method=lora", "method.parts.text_encoder={lr: 1e-3}", "optimizer=prodigy"),
+    ("method=lora", "optimizer=adamw8bit", "callbacks.ema.decay=0.9"),
+    ("method=lora", "optimizer=lion", "data.caption_dropout=0.5", "scheduler=cosine"),
+    ("method=finetune", "optimizer=adafactor", "data.partial_batches=drop"),
+]
+
+
+@pytest.mark.parametrize("overrides", RESUMED, ids=lambda each: " ".join(each))
+def test_a_resumed_run_is_bit_equal_to_the_unbroken_one(run, overrides, tmp_path):
+    """Step 3 of 4 batches an epoch (3 where the rest is dropped): within an epoch, and at its end."""
+    whole = run("whole", *overrides)
+    part = run("part", *overrides)
+    (part / "checkpoints" / "step-00000006.ckpt").unlink()
+    for result in [*part.glob("final*"), part / "metrics.csv"]:
+        if result.is_file():
+            result.unlink()
+    again = run("part", *overrides, "resume=auto", "output.overwrite=true")
+    a, b = (torch.load(f / "checkpoints" / "step-00000006.ckpt", weights_only=False) for f in (whole, again))
+    assert all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"])
+    assert losses(whole)[3:] == losses(again)
+
+
+def test_another_seed_gives_another_result(run):
+    one, two = run("one"), run("two", "seed=1")
+    a, b = load_file(one / "final.safetensors"), load_file(two / "final.safetensors")
+    assert a.keys() == b.keys()
+    assert any(not torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_same_seed_gives_the_same_result_whether_cached_or_not(run):
+    one, two = run("one"), run("two", "data.cache=false")
+    a, b = load_file(one / "final.safetensors"), load_file(two / "final.safetensors")
+    assert all(torch.allclose(a[key].float(), b[key].float(), atol=1e-3) for key in a)
+
+
+def test_a_fine_tune_writes_a_folder_that_the_stock_pipeline_loads(run, sd15_folder):
+    folder = run("run", "method=finetune", "optimizer.lr=1e-3", "output.dtype=fp32")
+    trained = StableDiffusionPipeline.from_pretrained(folder / "final", safety_checker=None)
+    start = StableDiffusionPipeline.from_pretrained(sd15_folder, safety_checker=None)
+    assert not torch.equal(trained.unet.conv_in.weight, start.unet.conv_in.weight)
+    name = next(iter(start.vae.state_dict()))
+    assert torch.equal(trained.vae.state_dict()[name], start.vae.state_dict()[name])
+
+
+def test_results_are_never_written_over(run):
+    run("run")
+    with pytest.raises(SettingsError, match=r"final\.safetensors is an earlier run's result.*resume=auto"):
+        run("run")
+
+
+def test_held_out_images_give_a_validation_loss(run, settings, photos):
+    folder = run("run", f"data.concepts.held={{path: {photos}, type: validation}}", "trainer.max_steps=8")
+    with (folder / "metrics.csv").open() as file:
+        measured = [row["val_loss"] for row in csv.DictReader(file) if row["val_loss"]]
+    assert len(measured) >= 1
+    assert all(float(value) > 0 for value in measured)
+
+
+def test_a_run_without_a_full_batch_is_refused_before_weights_are_loaded(run):
+    with pytest.raises(SettingsError, match="would take no step"):
+        run("run", "data.partial_batches=drop", "data.batch_size=64")
