@@ -1,0 +1,1 @@
+"""How fast OTL is, always beside something else measured in the same run."""
