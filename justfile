@@ -27,8 +27,8 @@ quickstart *args:
     "{{bin}}/python" -m otl experiment=quickstart "$@"
 
 # OTL beside a bare loop, on this machine
-bench *args:
-    "{{bin}}/python" -m benchmarks "$@"
+bench name="train" *args:
+    "{{bin}}/python" -m "benchmarks.{{name}}" {{args}}
 
 # README and docs against the code: lines that compose, links that exist
 docs:
