@@ -1,0 +1,316 @@
+"""The family contract: OTL's families keep it, and each check sees a family that breaks it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from otl import testing
+from otl.modules.base import DiffusionModule
+from otl.modules.stable_diffusion import StableDiffusion
+from otl.modules.stable_diffusion_xl import StableDiffusionXL
+from otl.testing import CHECKS, check_family
+from tests.commands import ROOT
+
+Family = type[DiffusionModule]
+BROKEN: dict[Callable[..., None], tuple[Callable[[Any], Family], str]] = {}
+"""Check -> a function that breaks a family, and what the check says of it."""
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Family:
+    """The quickest family to load: the one of plugins/otl-example."""
+    monkeypatch.syspath_prepend(ROOT / "plugins" / "otl-example")
+    from otl_example.family import Example
+
+    return Example
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_the_families_keep_the_contract(name, check, sd15_folder, sdxl_folder):
+    family, folder = {"sd15": (StableDiffusion, sd15_folder), "sdxl": (StableDiffusionXL, sdxl_folder)}[name]
+    check(lambda: family(str(folder)))
+
+
+def test_every_check_is_listed():
+    written = {value for name, value in inspect.getmembers(testing) if name.startswith("check_")}
+    assert set(CHECKS) == written - {check_family}
+    assert len(CHECKS) == len(set(CHECKS)) >= 20
+
+
+def test_every_check_has_a_family_that_breaks_it():
+    assert set(BROKEN) == set(CHECKS)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_broken_family_is_seen(check, example):
+    breaks, message = BROKEN[check]
+    check(example)
+    with pytest.raises((AssertionError, RuntimeError), match=message):
+        check(breaks(example))
+
+
+def test_all_that_is_broken_is_told_at_once(example):
+    with pytest.raises(AssertionError, match="2 of .* checks") as caught:
+        check_family(loss_without_weights(snr_without_its_square(example)))
+    assert "check_loss: AssertionError: the samples' weights" in str(caught.value)
+    assert "check_noise_snr: AssertionError: snr is off by" in str(caught.value)
+
+
+def test_a_whole_family_passes_at_once(example):
+    check_family(example)
+
+
+def breaks(check: Callable[..., None], message: str) -> Callable[..., Any]:
+    """Note a way to break what a check looks for."""
+
+    def note(break_family: Callable[[Any], Family]) -> Callable[[Any], Family]:
+        BROKEN[check] = break_family, message
+        return break_family
+
+    return note
+
+
+@breaks(testing.check_declared, "two parts have one prefix")
+def one_prefix_for_all_parts(family):
+    class Broken(family):
+        kohya_prefixes = {"transformer": "lora", "text_encoder": "lora"}
+
+    return Broken
+
+
+@breaks(testing.check_constructor_only_stores, "the constructor loads")
+def constructor_that_loads(family):
+    class Broken(family):
+        def __init__(self):
+            super().__init__()
+            self.configure_model()
+
+    return Broken
+
+
+@breaks(testing.check_loads_frozen, r"transformer\.proj_in\.weight arrives trainable")
+def denoiser_that_arrives_trainable(family):
+    class Broken(family):
+        def prepare(self):
+            super().prepare()
+            self.part("denoiser").requires_grad_(True)
+
+    return Broken
+
+
+@breaks(testing.check_presets_find_layers, "the preset attn-only of transformer.*matches no layer")
+def preset_without_layers(family):
+    class Broken(family):
+        lora_targets = {"transformer": {"attn-only": [r"attn1"]}}
+
+    return Broken
+
+
+@breaks(testing.check_image_shape, "latents are torch.float16")
+def latents_in_half(family):
+    class Broken(family):
+        def encode_image(self, pixels):
+            return super().encode_image(pixels).half()
+
+    return Broken
+
+
+@breaks(testing.check_image_deterministic, "other latents on the second call")
+def latents_drawn_from_a_posterior(family):
+    class Broken(family):
+        def encode_image(self, pixels):
+            latents = super().encode_image(pixels)
+            return latents + 0.1 * torch.randn_like(latents)
+
+    return Broken
+
+
+@breaks(testing.check_image_batch, "depend on the second")
+def mean_of_batch_in_latents(family):
+    class Broken(family):
+        def encode_image(self, pixels):
+            return super().encode_image(pixels - pixels.mean())
+
+    return Broken
+
+
+@breaks(testing.check_decode_shape, "come back as")
+def pixels_of_half_the_size(family):
+    class Broken(family):
+        def decode_image(self, latents):
+            return super().decode_image(latents)[..., ::2, ::2]
+
+    return Broken
+
+
+@breaks(testing.check_prompt_shape, "has conditioning")
+def padded_to_the_longest_caption(family):
+    class Broken(family):
+        def encode_prompt(self, captions):
+            longest = max(len(caption.split()) for caption in captions)
+            return super().encode_prompt(captions) | {"mask": torch.ones(len(captions), longest)}
+
+    return Broken
+
+
+@breaks(testing.check_prompt_batch, "depends on the others")
+def mean_of_batch_in_prompts(family):
+    class Broken(family):
+        def encode_prompt(self, captions):
+            words = super().encode_prompt(captions)["words"]
+            return {"words": words + words.mean(0)}
+
+    return Broken
+
+
+@breaks(testing.check_identities, "prompt_identity does not see text_encoder")
+def identity_that_forgets_the_weights(family):
+    class Broken(family):
+        def prompt_identity(self):
+            return "words"
+
+    return Broken
+
+
+@breaks(testing.check_predict_shape, "-> prediction")
+def prediction_with_the_variance(family):
+    class Broken(family):
+        def predict(self, noisy, t, cond, batch):
+            return super().predict(noisy, t, cond, batch).repeat(1, 2, 1, 1)
+
+    return Broken
+
+
+@breaks(testing.check_predict_depends, "ignores the conditioning")
+def denoiser_without_words(family):
+    class Broken(family):
+        def predict(self, noisy, t, cond, batch):
+            return super().predict(noisy, t, {"words": 0 * cond["words"]}, batch)
+
+    return Broken
+
+
+@breaks(testing.check_predict_batch, "depends on the second")
+def mean_of_batch_in_predictions(family):
+    class Broken(family):
+        def predict(self, noisy, t, cond, batch):
+            return super().predict(noisy - noisy.mean(), t, cond, batch)
+
+    return Broken
+
+
+@breaks(testing.check_gradient_checkpointing, "with gradient_checkpointing")
+def checkpointing_that_cuts_the_gradient(family):
+    class Broken(family):
+        def predict(self, noisy, t, cond, batch):
+            if self.gradient_checkpointing:
+                cond = {"words": cond["words"].detach()}
+            return super().predict(noisy, t, cond, batch)
+
+    return Broken
+
+
+class Schedule:
+    """The family's own, to be broken."""
+
+    def __init__(self, own):
+        self.sample, self.add, self.target, self.snr = own.sample, own.add, own.target, own.snr
+
+
+@breaks(testing.check_noise_recoverable, "cannot be told")
+def target_that_is_the_input(family):
+    class Broken(family):
+        def make_noise(self):
+            schedule = Schedule(super().make_noise())
+            schedule.target = schedule.add
+            return schedule
+
+    return Broken
+
+
+@breaks(testing.check_noise_snr, "snr is off by")
+def snr_without_its_square(family):
+    class Broken(family):
+        def make_noise(self):
+            schedule, own = Schedule(super().make_noise()), super().make_noise()
+            schedule.snr = lambda t: own.snr(t).sqrt()
+            return schedule
+
+    return Broken
+
+
+@breaks(testing.check_loss, "weights do not multiply")
+def loss_without_weights(family):
+    class Broken(family):
+        def losses(self, batch, *, u, stream):
+            return super().losses(batch._replace(weight=torch.ones_like(batch.weight)), u=u, stream=stream)
+
+    return Broken
+
+
+@breaks(testing.check_gradients, "no gradient reaches text_encoder")
+def prompts_without_gradient(family):
+    class Broken(family):
+        @torch.no_grad()
+        def encode_prompt(self, captions):
+            return super().encode_prompt(captions)
+
+    return Broken
+
+
+@breaks(testing.check_state_dict, "frozen weights")
+def checkpoint_of_everything(family):
+    class Broken(family):
+        def state_dict(self, *args, **kwargs):
+            return nn.Module.state_dict(self, *args, **kwargs)
+
+    return Broken
+
+
+@breaks(testing.check_lora_file, "layers")
+def export_of_the_denoiser_alone(family):
+    class Broken(family):
+        def export(self, path):
+            del self.trained["text_encoder"]
+            return super().export(path)
+
+    return Broken
+
+
+@breaks(testing.check_skeleton_shapes, "other weights than build_skeleton plans")
+def skeleton_of_another_size(family):
+    class Broken(family):
+        def load_skeleton(self):
+            pipeline = super().load_skeleton()
+            pipeline.transformer.proj_out = nn.Linear(128, 24, device="meta")
+            return pipeline
+
+    return Broken
+
+
+@breaks(testing.check_skeleton_runs, "meta")
+def prompts_always_on_the_cpu(family):
+    class Broken(family):
+        def encode_prompt(self, captions):
+            return {"words": super().encode_prompt(captions)["words"].to("meta"), "count": torch.ones(len(captions))}
+
+        def predict(self, noisy, t, cond, batch):
+            return super().predict(noisy, t, cond, batch) * cond["count"].reshape(-1, 1, 1, 1)
+
+    return Broken
+
+
+@breaks(testing.check_draw, "two seeds draw one picture")
+def pictures_of_one_seed(family):
+    class Broken(family):
+        def draw(self, prompts, seeds, **options):
+            return super().draw(prompts, [0] * len(seeds), **options)
+
+    return Broken
