@@ -57,7 +57,7 @@ def test_a_broken_family_is_seen(check, example):
 
 
 def test_all_that_is_broken_is_told_at_once(example):
-    with pytest.raises(AssertionError, match="2 of .* checks") as caught:
+    with pytest.raises(AssertionError, match=r"2 of .* checks") as caught:
         check_family(loss_without_weights(snr_without_its_square(example)))
     assert "check_loss: AssertionError: the samples' weights" in str(caught.value)
     assert "check_noise_snr: AssertionError: snr is off by" in str(caught.value)

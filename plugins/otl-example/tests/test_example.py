@@ -22,18 +22,19 @@ from otl.types import Batch, Method, Size
 
 COLOURS = {"red": (1, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1), "yellow": (1, 1, -1)}
 CAPTIONS = [f"a {colour} frame" for colour in COLOURS]
+NOTHING = 2.0  # the loss of predicting 0: the target is noise minus pixels of 1 and -1
 
 
 def frames() -> Tensor:
-    """[4, 3, 32, 32]: a frame of each colour around its complement."""
-    pixels = torch.tensor(list(COLOURS.values())).float().reshape(4, 3, 1, 1).repeat(1, 1, 32, 32)
-    pixels[:, :, 8:24, 8:24] *= -1
+    """[4, 3, 24, 24]: a frame of each colour around its complement."""
+    pixels = torch.tensor(list(COLOURS.values())).float().reshape(4, 3, 1, 1).repeat(1, 1, 24, 24)
+    pixels[:, :, 6:18, 6:18] *= -1
     return pixels
 
 
 def batch(key: Tensor) -> Batch:
     """The four frames; their noise is a function of the keys."""
-    sides = torch.full((4, 2), 32)
+    sides = torch.full((4, 2), 24)
     return Batch(torch.arange(4), key, CAPTIONS, sides, 0 * sides, sides, torch.ones(4), pixels=frames())
 
 
@@ -67,16 +68,17 @@ def test_the_contract(check: Callable[[type[Example]], None]) -> None:
 
 
 def test_a_lora_learns_the_pictures() -> None:
-    _, before, after = trained(Lora(rank=8, targets="full"), steps=100, lr=3e-3)
-    assert after < 0.6 * before
+    _, before, after = trained(Lora(rank=8, targets="full"), steps=50, lr=3e-3)
+    assert before > NOTHING
+    assert after < 0.75 * NOTHING
 
 
 def test_a_full_fine_tune_draws_what_the_words_say() -> None:
-    module, before, after = trained(Finetune(), steps=150, lr=2e-3)
-    assert after < 0.3 * before
-    pictures = module.draw(CAPTIONS, [0, 1, 2, 3], steps=8, guidance=1.0, size=Size(32, 32))
+    module, _, after = trained(Finetune(), steps=120, lr=2e-3)
+    assert after < 0.4 * NOTHING
+    pictures = module.draw(CAPTIONS, [0, 1, 2, 3], steps=8, guidance=2.0, size=Size(24, 24))
     for picture, colour in zip(pictures, COLOURS.values()):
-        edge = numpy.asarray(picture)[:6].reshape(-1, 3).mean(0) / 127.5 - 1
+        edge = numpy.asarray(picture)[:5].reshape(-1, 3).mean(0) / 127.5 - 1
         assert (numpy.sign(edge) == colour).all()
 
 
