@@ -349,6 +349,24 @@ def check_gradient_checkpointing(factory: Factory) -> None:
     require(not wrong, f"gradient_checkpointing changes the gradient of {len(wrong)} weights, such as {wrong[:1]}")
 
 
+def check_bf16(factory: Factory) -> None:
+    """Frozen weights in bf16, adapters in fp32: it trains and draws, also where nothing is autocast."""
+    module = factory()
+    module.dtype_name = "bf16"
+    adapt(module)
+    for name in module.part_names:
+        expected = torch.float32 if name == module.image_encoder else torch.bfloat16
+        wrong = [
+            f"{key} is {p.dtype}"
+            for key, p in module.part(name).named_parameters()
+            if p.dtype != (torch.float32 if p.requires_grad else expected)
+        ]
+        require(not wrong, f"with dtype=bf16, {len(wrong)} weights of {name} have another dtype: {wrong[:1]}")
+    losses = backward(module)
+    require(bool(losses.isfinite().all()), f"with dtype=bf16 the losses are {losses.tolist()}")
+    module.draw(CAPTIONS[:1], [0], steps=2, guidance=2.0, size=bucket(module))
+
+
 # Noise and loss
 
 
@@ -500,6 +518,7 @@ CHECKS = (
     check_predict_depends,
     check_predict_batch,
     check_gradient_checkpointing,
+    check_bf16,
     check_noise_recoverable,
     check_noise_snr,
     check_loss,

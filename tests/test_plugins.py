@@ -130,3 +130,14 @@ def test_its_own_tests_pass(site: Path, tmp_path: Path) -> None:
     done = run_process(command, tmp_path, site, ROOT, OMP_NUM_THREADS="1")
     assert done.code == 0, done.out[-3000:]
     assert " passed" in done.out and "skipped" not in done.out
+
+
+def test_a_plugin_keeps_the_configs_of_its_published_weights_in_its_own_folder(sd15_folder: Path) -> None:
+    from otl.modules.stable_diffusion import StableDiffusion
+
+    class Tiny(StableDiffusion):
+        config_name = str(sd15_folder)
+
+    module = Tiny("owner/name")
+    module.build_skeleton()
+    assert module.part("unet").config.block_out_channels == [32, 64]

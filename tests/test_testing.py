@@ -67,6 +67,14 @@ def test_a_whole_family_passes_at_once(example):
     check_family(example)
 
 
+def test_the_page_on_families_shows_the_file_as_it_is():
+    source = inspect.getsource(inspect.getmodule(StableDiffusion)).splitlines()
+    page = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    shown = [line for block in page.split("```python\n")[1:] for line in block.partition("```")[0].splitlines()]
+    assert len(shown) >= 30
+    assert [line for line in shown if line not in source] == []
+
+
 def breaks(check: Callable[..., None], message: str) -> Callable[..., Any]:
     """Note a way to break what a check looks for."""
 
@@ -213,6 +221,15 @@ def checkpointing_that_cuts_the_gradient(family):
             if self.gradient_checkpointing:
                 cond = {"words": cond["words"].detach()}
             return super().predict(noisy, t, cond, batch)
+
+    return Broken
+
+
+@breaks(testing.check_bf16, "dtype")
+def denoiser_that_is_given_float32(family):
+    class Broken(family):
+        def predict(self, noisy, t, cond, batch):
+            return self.pipeline.transformer(noisy, t, cond["words"])
 
     return Broken
 

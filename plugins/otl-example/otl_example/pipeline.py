@@ -48,7 +48,8 @@ class ExamplePipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         for t in self.progress_bar(self.scheduler.timesteps):
             times = (t / 1000).expand(2 * len(prompt))
-            away, towards = self.transformer(torch.cat([latents, latents]), times, words).chunk(2)
+            both = torch.cat([latents, latents]).to(words.dtype)
+            away, towards = self.transformer(both, times, words).float().chunk(2)
             velocity = away + guidance_scale * (towards - away)
             latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
         if output_type == "latent":
