@@ -49,7 +49,7 @@ SIZES: dict[str, dict[str, Size]] = {
         ),
     },
     "small": {  # the real layers, a tenth to a fifth as wide
-        "sd15": Size(256, {"block_out_channels": (32, 64, 128, 128), "layers_per_block": 1}, (128,)),
+        "sd15": Size(128, {"block_out_channels": (32, 64, 128, 128), "layers_per_block": 1}, (128,)),
         "sdxl": Size(
             256,
             {

@@ -41,15 +41,17 @@ def inputs(module: DiffusionModule, batch: Batch) -> Inputs:
 
 
 def sd15(unet: Any, batch: Batch) -> Network:
-    hidden = batch.cond["hidden"].to(unet.dtype)
-    return lambda noisy, t: unet(noisy.to(unet.dtype), t, hidden).sample
+    dtype = unet.dtype  # read once: diffusers walks through all modules for it
+    hidden = batch.cond["hidden"].to(dtype)
+    return lambda noisy, t: unet(noisy.to(dtype), t, hidden).sample
 
 
 def sdxl(unet: Any, batch: Batch) -> Network:
-    hidden = batch.cond["hidden"].to(unet.dtype)
+    dtype = unet.dtype
+    hidden = batch.cond["hidden"].to(dtype)
     sizes = torch.cat([batch.original_size, batch.crop, batch.target_size], dim=1)
-    added = {"text_embeds": batch.cond["pooled"].to(unet.dtype), "time_ids": sizes.to(hidden)}
-    return lambda noisy, t: unet(noisy.to(unet.dtype), t, hidden, added_cond_kwargs=added).sample
+    added = {"text_embeds": batch.cond["pooled"].to(dtype), "time_ids": sizes.to(hidden)}
+    return lambda noisy, t: unet(noisy.to(dtype), t, hidden, added_cond_kwargs=added).sample
 
 
 NETWORKS: dict[str, Callable[[Any, Batch], Network]] = {"sd15": sd15, "sdxl": sdxl}

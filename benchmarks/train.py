@@ -30,8 +30,8 @@ BATCHES = 32  # of an epoch, at least
 IMAGES = 8  # files, at least; they are repeated
 WARMUP = 8  # steps
 DEFAULTS = {  # blocks, steps in each, batch sizes
-    "tiny": (4, 10, [1]),
-    "small": (10, 20, [1, 2]),
+    "tiny": (3, 4, [1]),
+    "small": (12, 10, [1, 2]),
     "full": (6, 20, [1, 8]),
 }
 
