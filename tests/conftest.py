@@ -10,7 +10,7 @@ import torch
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from otl.cli import PluginConf
+from otl.cli import PluginConf, spelled_out
 from otl.config import register
 from otl.mistakes import compose_settings
 
@@ -47,4 +47,4 @@ def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings() -> Callable[..., DictConfig]:
     """Overrides -> composed settings."""
-    return lambda *overrides: compose_settings(overrides, name="config")
+    return lambda *overrides: compose_settings(spelled_out(overrides), name="config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from otl.types import LoraLayer, LoraState, ParamGroup, Size
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
+
+log = logging.getLogger(__name__)
 
 ADAPTER = "default"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -89,20 +92,31 @@ class Lora:
     def export(self, module: DiffusionModule, path: Path) -> Path:
         """Write `<path>.safetensors`, read it back and compare it with the live adapter.
 
+        An adapter too small for the dtype (fp16 ends near 6e-8) is written in fp32 instead, with a warning.
+
         Raises:
             RuntimeError: the file does not hold what was trained.
         """
-        options = module.output_options
         path = path.with_name(path.name + ".safetensors")
         state = live_state(module)
-        tensors = lora_file.cast(spelled(state, module), DTYPES[options.dtype])
+        dtype = module.output_options.dtype
+        difference = self.write(module, state, path, dtype=dtype)
+        if dtype != "fp32" and not difference <= TOLERANCE[dtype]:
+            log.warning(f"output.dtype={dtype} loses {difference:.1e} of this adapter: it is written in fp32 instead")
+            dtype = "fp32"
+            difference = self.write(module, state, path, dtype=dtype)
+        if not difference <= TOLERANCE[dtype]:
+            path.unlink()
+            raise RuntimeError(f"{path}: differed from the trained adapter by {difference:.1e} of its size; removed")
+        return path
+
+    def write(self, module: DiffusionModule, state: LoraState, path: Path, *, dtype: str) -> float:
+        """The file, and by how much what is read back differs from `state`, relative."""
+        tensors = lora_file.cast(spelled(state, module), DTYPES[dtype])
         lora_file.write(path, tensors, metadata(module, state, name=path.stem))
         with_hash(path)
         written, _ = lora_file.read(path)
-        difference = lora_file.compare(state, unspelled(written, state, module))
-        if not difference <= TOLERANCE[options.dtype]:
-            raise RuntimeError(f"{path}: differs from the trained adapter by {difference:.1e} of its size; not usable")
-        return path
+        return lora_file.compare(state, unspelled(written, state, module))
 
 
 def live_state(module: DiffusionModule) -> LoraState:

@@ -177,6 +177,24 @@ def test_an_adapter_with_nan_is_never_written(sd15_folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_adapter_too_small_for_fp16_is_written_in_fp32(sd15_folder, tmp_path):
+    module = adapted(StableDiffusion, sd15_folder, parts=["denoiser"])
+    with torch.no_grad():
+        for name, parameter in module.trained_parameters().items():
+            parameter.mul_(1e-6 if "lora_B" in name else 1)
+    module.output_options = Output(dtype="fp16")
+    with safe_open(module.export(tmp_path / "final"), "pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float32}  # noqa: SIM118
+
+
+def test_the_dtype_asked_for_is_that_of_the_file(sd15_folder, tmp_path):
+    module = adapted(StableDiffusion, sd15_folder, parts=["denoiser"])
+    module.output_options = Output(dtype="bf16")
+    with safe_open(module.export(tmp_path / "final"), "pt") as file:
+        dtypes = {file.get_tensor(key).dtype for key in file.keys() if not key.endswith(".alpha")}  # noqa: SIM118
+    assert dtypes == {torch.bfloat16}
+
+
 def test_a_part_that_does_not_exist_is_named_with_those_that_do(sd15_folder):
     module = StableDiffusion(str(sd15_folder))
     module.method = Lora(parts={"text_encoder_2": {}})

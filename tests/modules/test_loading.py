@@ -1,14 +1,20 @@
 """Where weights come from, and what is said when they are not there."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from otl.config import SettingsError
+from otl.formats.original import config_folder, sgm_unet_names
+from otl.methods.lora import Lora
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
+from otl.types import Batch
 
 
 def test_a_path_that_is_not_there_names_its_neighbour(sd15_folder):
@@ -83,3 +89,102 @@ def test_a_skeleton_of_a_folder_has_the_folder_s_own_shapes(sd15_folder):
     config = json.loads((sd15_folder / "unet" / "config.json").read_text())
     assert module.part("unet").conv_in.weight.shape[0] == config["block_out_channels"][0]
     assert module.part("unet").conv_in.weight.device.type == "meta"
+
+
+VAE_NAMES = [  # diffusers -> the original code, by regular expression
+    (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+    (r"mid_block\.attentions\.0", lambda m: "mid.attn_1"),
+    (r"group_norm", lambda m: "norm"),
+    (r"to_out\.0", lambda m: "proj_out"),
+    (r"to_([qkv])\b", lambda m: m[1]),
+    (r"down_blocks\.(\d)\.resnets", lambda m: f"down.{m[1]}.block"),
+    (r"down_blocks\.(\d)\.downsamplers\.0", lambda m: f"down.{m[1]}.downsample"),
+    (r"up_blocks\.(\d)\.resnets", lambda m: f"up.{1 - int(m[1])}.block"),
+    (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{1 - int(m[1])}.upsample"),
+    (r"conv_norm_out", lambda m: "norm_out"),
+    (r"conv_shortcut", lambda m: "nin_shortcut"),
+]
+
+
+def original(pipeline):
+    """The weights of a tiny SD1.5 pipeline under the names of the original single-file checkpoints."""
+    tensors = {}
+    names = sgm_unet_names(dict(pipeline.unet.config), {n.rpartition(".")[0] for n in pipeline.unet.state_dict()})
+    for name, tensor in pipeline.unet.state_dict().items():
+        module, _, end = name.rpartition(".")
+        tensors[f"model.diffusion_model.{names[module]}.{end}"] = tensor
+    for name, tensor in pipeline.vae.state_dict().items():
+        for pattern, spelled in VAE_NAMES:
+            name = re.sub(pattern, spelled, name)
+        convolved = "attn_1" in name and tensor.dim() == 2
+        tensors[f"first_stage_model.{name}"] = tensor[..., None, None] if convolved else tensor
+    for name, tensor in pipeline.text_encoder.state_dict().items():
+        tensors[f"cond_stage_model.transformer.text_model.{name}"] = tensor
+    return tensors
+
+
+def test_a_single_file_is_read_offline_and_equals_the_folder(sd15_folder, tmp_path):
+    """With the configs that ship: here a tiny model's in their place, so that the file is small."""
+    config = config_folder("sd15", tmp_path / "config")
+    for part in ("unet", "vae", "text_encoder"):
+        shutil.copy(sd15_folder / part / "config.json", config / part / "config.json")
+
+    class Tiny(StableDiffusion):
+        config_name = str(config)
+        file_keys = ("model.diffusion_model.input_blocks.0.0.weight",)
+
+    from_folder = StableDiffusion(str(sd15_folder))
+    from_folder.configure_model()
+    file = tmp_path / "model.safetensors"
+    save_file({name: t.contiguous().clone() for name, t in original(from_folder.pipeline).items()}, file)
+
+    from_file = Tiny(str(file))
+    from_file.configure_model()
+    for part in from_folder.part_names:
+        theirs = from_folder.part(part).state_dict()
+        ours = from_file.part(part).state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), part
+    torch.testing.assert_close(from_file.encode_prompt(["a cat"]), from_folder.encode_prompt(["a cat"]))
+
+
+def test_a_file_of_another_family_is_refused(sd15_folder, tmp_path):
+    save_file({"some.key": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(SettingsError, match="not a single-file checkpoint of StableDiffusionXL"):
+        StableDiffusionXL(str(tmp_path / "model.safetensors")).configure_model()
+
+
+@pytest.mark.parametrize("family", [StableDiffusion, StableDiffusionXL])
+def test_gradient_checkpointing_gives_the_same_gradients(family, sd15_folder, sdxl_folder):
+    folder = sd15_folder if family is StableDiffusion else sdxl_folder
+
+    def gradients(*, checkpointing):
+        module = family(str(folder), gradient_checkpointing=checkpointing)
+        module.method = Lora(rank=4)
+        module.configure_model()
+        module.train()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in module.trained_parameters().values():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        module.losses(example(module), u=torch.tensor([0.5]), stream="noise").mean().backward()
+        return {name: parameter.grad for name, parameter in module.trained_parameters().items()}
+
+    plain, computed_twice = gradients(checkpointing=False), gradients(checkpointing=True)
+    assert len(plain) > 10
+    torch.testing.assert_close(plain, computed_twice)
+
+
+def example(module):
+    """One image of noise."""
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pair = torch.tensor([[32, 32]])
+    return Batch(
+        index=torch.tensor([0]),
+        key=torch.tensor([1]),
+        captions=["a cat"],
+        original_size=pair,
+        crop=torch.zeros_like(pair),
+        target_size=pair,
+        weight=torch.ones(1),
+        pixels=pixels,
+    )

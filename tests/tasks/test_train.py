@@ -69,7 +69,8 @@ def test_a_run_leaves_what_the_readme_lists(run, photos):
 RESUMED = [
     ("method=lora", "method.dropout=0.1"),
     ("method=lora", "trainer.accumulate_grad_batches=2"),
-    ("method=lora", "method.parts.text_encoder={lr: 1e-3}", "optimizer=prodigy"),
+    ("method=lora", "method.parts={denoiser: {}, text_encoder: {lr: 1e-3}}", "data.workers=2"),
+    ("method=lora", "optimizer=prodigy"),
     ("method=lora", "optimizer=adamw8bit", "callbacks.ema.decay=0.9"),
     ("method=lora", "optimizer=lion", "data.caption_dropout=0.5", "scheduler=cosine"),
     ("method=finetune", "optimizer=adafactor", "data.partial_batches=drop"),
@@ -120,7 +121,7 @@ def test_results_are_never_written_over(run):
 
 
 def test_held_out_images_give_a_validation_loss(run, settings, photos):
-    folder = run("run", f"data.concepts.held={{path: {photos}, type: validation}}", "trainer.max_steps=8")
+    folder = run("run", f"data.concepts.held.path={photos}", "data.concepts.held.type=validation", "trainer.max_steps=8")
     with (folder / "metrics.csv").open() as file:
         measured = [row["val_loss"] for row in csv.DictReader(file) if row["val_loss"]]
     assert len(measured) >= 1
