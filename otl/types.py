@@ -43,7 +43,7 @@ class Crop(NamedTuple):
 class Batch(NamedTuple):
     """B images of one bucket. A NamedTuple, because Lightning moves it and torch pins it."""
 
-    index: Tensor  # [B] int64, sample numbers
+    index: Tensor  # type: ignore[assignment]  # [B] int64, sample numbers
     key: Tensor  # [B] int64, the random key of (seed, epoch, sample, repeat): see otl/rng.py
     captions: list[str]  # as trained: after dropout
     original_size: Tensor  # [B, 2] int64 height, width of the file, pixels, upright

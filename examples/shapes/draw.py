@@ -27,7 +27,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 NEW_SHAPE = "star"  # drawn for the quickstart only
 NEW_WORD = "wug"  # what the quickstart calls it: no caption of the base model has it
-RADII = {"small": (9.0, 12.0), "large": (17.0, 21.0)}  # pixels
+RADII = {"small": (12.5, 15.0), "large": (19.0, 23.0)}  # pixels
 POSITIONS = {
     "": None,
     "on the left": (-1, 0),

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from otl.callbacks.timing import Clocked, Steps, due
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 NAME = "metrics.csv"
 BLOCK, SECONDS = 10, 5.0  # rows are written when this many wait, or the oldest waits this long
 BEFORE, AFTER = ["step", "epoch", "loss"], ["images_per_second", "steps_per_second", "data_wait", "val_loss", "seconds"]
+
+
+NOT_LOGGED = {"step", "epoch", "seconds", "val_loss"}
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Metrics(Clocked):
         self._rates: dict[str, float] = {}  # of the step being made, before the schedule moves on
         self._row_step = 0
         self._start = self._flushed = 0.0
+        self._loggers: list[Logger] = []
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
         """Raises SettingsError: `every` is below 1."""
@@ -79,6 +84,7 @@ class Metrics(Clocked):
             rows = rows_until(path, trainer.global_step) if trainer.global_step else []
             earlier = float(rows[-1]["seconds"]) if rows else 0.0
             self._open(path, rows)
+        self._loggers = trainer.loggers
         self._start = time.perf_counter() - earlier
         self._flushed = time.perf_counter()
         self.clock.look()
@@ -167,12 +173,20 @@ class Metrics(Clocked):
         for row in self._rows:
             mean = sum(next(losses) * images for images in row.images) / sum(row.images)
             self._last_at = self._file.tell()
-            table.writerow(row.values | {"loss": f"{mean:.9g}"})
+            values = row.values | {"loss": f"{mean:.9g}"}
+            table.writerow(values)
+            self._log(values)
         if self._rows[-1] is not self._last:
             self._last_at = None
         self._rows = []
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def _log(self, values: dict[str, str]) -> None:
+        """The same row to TensorBoard, or whichever logger there is; Lightning logs the validation loss itself."""
+        numbers = {name: float(value) for name, value in values.items() if name not in NOT_LOGGED and value}
+        for logger in self._loggers:
+            logger.log_metrics(numbers, step=int(values["step"]))
 
     def _close(self) -> None:
         if self._file is not None:

@@ -167,6 +167,7 @@ def metadata(module: DiffusionModule, state: LoraState, *, name: str) -> dict[st
         title=options.title or name,
         name=name,
         resolution=Size(module.data_resolution, module.data_resolution),
+        implementation=module.implementation if options.format == LoraFormat.kohya else "diffusers",
         prediction=getattr(module.schedule_noise, "prediction", "epsilon"),
         trigger=options.trigger,
     )

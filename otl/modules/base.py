@@ -50,6 +50,7 @@ class DiffusionModule(LightningModule):
     kohya_prefixes: ClassVar[dict[str, str]]  # part -> prefix of its keys in a LoRA file
     architecture: ClassVar[str]  # modelspec id
     base_model_version: ClassVar[str]  # kohya's id, ss_base_model_version
+    implementation: ClassVar[str] = "diffusers"  # modelspec: whose names the keys of a kohya file follow
 
     def __init__(
         self,

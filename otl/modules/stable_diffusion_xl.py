@@ -32,6 +32,7 @@ class StableDiffusionXL(DiffusionModule):
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     architecture = "stable-diffusion-xl-v1-base"
     base_model_version = "sdxl_base_v1-0"
+    implementation = "https://github.com/Stability-AI/generative-models"
 
     @classmethod
     def part_classes(cls) -> dict[str, Any]:

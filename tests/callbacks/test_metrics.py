@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 
 from otl.callbacks.checkpoint import Checkpoint
 from otl.callbacks.guard import Guard, NonFinite
@@ -44,6 +45,16 @@ def test_each_row_is_an_optimizer_step(run: Run, tmp_path: Path, accumulate: int
     assert len(table(tmp_path / "run")) == 25
     epochs = column(tmp_path / "run", "epoch")
     assert epochs[:4] == (["0", "0", "0", "1"] if accumulate == 1 else ["0", "0", "1", "1"])
+
+
+def test_the_logger_gets_what_the_table_has(run: Run, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="log", version="", flush_logs_every_n_steps=1)
+    run(Metrics(), steps=3, logger=logger)
+    with (tmp_path / "log" / "metrics.csv").open(newline="") as file:
+        logged = [row for row in csv.DictReader(file) if row["loss"]]
+    assert [float(row["loss"]) for row in logged] == [float(loss) for loss in column(tmp_path / "run", "loss")]
+    assert [float(row["lr_unet"]) for row in logged] == [float(lr) for lr in column(tmp_path / "run", "lr_unet")]
+    assert [row["step"] for row in logged] == ["1", "2", "3"]
 
 
 def test_every_so_many_steps_and_the_last(run: Run, tmp_path: Path) -> None:

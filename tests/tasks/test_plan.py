@@ -94,7 +94,9 @@ def test_the_weights_are_as_large_as_published(settings, photos, model, publishe
     )[0]
     adapters = {row["part"]: row["trained"] * 4 / 1e9 for row in got["weights"]}
     for row in got["weights"]:
-        assert row["bytes"] / 1e9 - adapters[row["part"]] == pytest.approx(published[row["part"]], rel=0.01)
+        assert row["bytes"] / 1e9 - adapters[row["part"]] == pytest.approx(
+            published[row["part"]], abs=0.05 if row["part"] == "unet" else 0.006
+        )
 
 
 @pytest.mark.parametrize(

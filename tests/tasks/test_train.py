@@ -121,7 +121,8 @@ def test_results_are_never_written_over(run):
 
 
 def test_held_out_images_give_a_validation_loss(run, settings, photos):
-    folder = run("run", f"data.concepts.held.path={photos}", "data.concepts.held.type=validation", "trainer.max_steps=8")
+    held = [f"data.concepts.held.path={photos}", "data.concepts.held.type=validation"]
+    folder = run("run", *held, "trainer.max_steps=8")
     with (folder / "metrics.csv").open() as file:
         measured = [row["val_loss"] for row in csv.DictReader(file) if row["val_loss"]]
     assert len(measured) >= 1
