@@ -35,9 +35,9 @@ def classify(picture: Image.Image) -> Seen:
     ground = np.median(rim, axis=0)
     distance = np.linalg.norm(levels - ground, axis=2)
     contrast = float(np.sort(distance, axis=None)[-LEAST])
-    mask = distance > contrast / 2
     if contrast < LEAST_CONTRAST:
         return Seen(None, None, nearest(ground), 0.0)
+    mask = largest(distance > contrast / 2)
     overlaps = {shape: overlap(boxed(mask), template(shape)) for shape in (*SHAPES, NEW_SHAPE)}
     best = max(overlaps, key=overlaps.__getitem__)
     shape = best if overlaps[best] >= OVERLAP else None
@@ -47,6 +47,22 @@ def classify(picture: Image.Image) -> Seen:
 def nearest(colour: np.ndarray) -> str:
     """The name of the nearest colour."""
     return min(COLOURS, key=lambda name: float(np.linalg.norm(colour - np.array(COLOURS[name]))))
+
+
+def largest(mask: np.ndarray) -> np.ndarray:
+    """[H, W] bool -> the same with only the largest patch of pixels that touch: specks of noise are no shape."""
+    left = {(int(row), int(column)) for row, column in zip(*np.where(mask), strict=True)}
+    best: list[tuple[int, int]] = []
+    while left:
+        patch = [left.pop()]
+        for row, column in patch:  # grows while it is read
+            beside = {(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)} & left
+            left -= beside
+            patch.extend(beside)
+        best = max(best, patch, key=len)
+    kept = np.zeros_like(mask)
+    kept[tuple(zip(*best, strict=True))] = True
+    return kept
 
 
 def boxed(mask: np.ndarray) -> np.ndarray:

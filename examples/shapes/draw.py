@@ -26,7 +26,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 NEW_SHAPE = "star"  # drawn for the quickstart only
-NEW_WORD = "wug"  # what the quickstart calls it: no caption of the base model has it
+NEW_WORD = "gle"  # what the quickstart calls it: no caption of the base model has it, and it is one token
 RADII = {"small": (12.5, 15.0), "large": (19.0, 23.0)}  # pixels
 POSITIONS = {
     "": None,

@@ -65,7 +65,7 @@ def test_pictures_are_a_function_of_scene_and_seed():
 
 def test_captions_read_as_sentences():
     assert Scene("small", "red", "circle", "blue").caption() == "a small red circle on a blue background"
-    assert Scene("large", "red", "star", "orange").caption(NEW_WORD) == "a large red wug on an orange background"
+    assert Scene("large", "red", "star", "orange").caption(NEW_WORD) == "a large red gle on an orange background"
 
 
 def test_right_means_shape_and_colour():
