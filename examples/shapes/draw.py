@@ -124,7 +124,7 @@ def concept_scenes(count: int) -> list[Scene]:
     colours, backgrounds = list(COLOURS), list(COLOURS)
     scenes: list[Scene] = []
     while len(scenes) < count:
-        scene = Scene(random.choice(list(RADII)), random.choice(colours), NEW_SHAPE, random.choice(backgrounds))
+        scene = Scene("large", random.choice(colours), NEW_SHAPE, random.choice(backgrounds))
         if scene.colour != scene.background and all(scene.colour != s.colour or len(scenes) >= 8 for s in scenes):
             scenes.append(scene)
     return scenes
