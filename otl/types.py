@@ -108,6 +108,9 @@ class ParamGroup:
 class Method(Protocol):
     """What trains. Every part of the model arrives frozen."""
 
+    whole_parts: tuple[str, ...]
+    """Parts that train whole: loaded in fp32, since rounding them first would lose what the checkpoint holds."""
+
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
         """Make trainable what this method trains, and say in which groups."""
         ...

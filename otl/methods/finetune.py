@@ -24,6 +24,7 @@ class Finetune:
 
     def __init__(self, *, parts: dict[str, Any] | None = None) -> None:
         self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}})
+        self.whole_parts = tuple(self.parts)
 
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
         """One group of fp32 parameters for each part."""

@@ -41,6 +41,8 @@ class Lora:
         parts: part -> {"lr": learning rate or None for the optimizer's}; None or absent: no adapter there.
     """
 
+    whole_parts: tuple[str, ...] = ()
+
     def __init__(
         self,
         *,

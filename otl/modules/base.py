@@ -157,11 +157,13 @@ class DiffusionModule(LightningModule):
 
     def part_dtypes(self) -> dict[str, torch.dtype]:
         """part -> dtype to load it in. The image encoder is kept in fp32: SDXL's overflows in fp16, and its work is
-        cached."""
+        cached. So is what trains whole."""
         dtype = (self.autocast_dtype or torch.float32) if self.dtype_name == "auto" else DTYPES.get(self.dtype_name)
         if dtype is None:
             raise SettingsError(f"model.dtype={self.dtype_name}: accepted are auto, {', '.join(DTYPES)}")
-        return {"default": dtype, self.image_encoder: torch.float32}
+        whole = self.method.whole_parts if self.method is not None else ()
+        exact = [self.image_encoder, *map(self.part_name, whole)]
+        return {"default": dtype} | dict.fromkeys(exact, torch.float32)
 
     def part(self, name: str) -> nn.Module:
         """A network of the pipeline by name; "denoiser" is the one that predicts."""

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from otl.config import SettingsError
 from otl.formats.original import config_folder, sgm_unet_names
+from otl.methods.finetune import Finetune
 from otl.methods.lora import Lora
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
@@ -65,6 +66,17 @@ def test_frozen_weights_take_the_dtype_asked_for_but_the_vae_stays_fp32(sd15_fol
     module.configure_model()
     dtypes = {name: next(module.part(name).parameters()).dtype for name in module.part_names}
     assert dtypes == {"unet": torch.bfloat16, "text_encoder": torch.bfloat16, "vae": torch.float32}
+
+
+def test_what_trains_whole_is_loaded_without_rounding(sd15_folder):
+    module = StableDiffusion(str(sd15_folder))
+    module.method, module.autocast_dtype = Finetune(), torch.bfloat16
+    module.configure_model()
+    exact = StableDiffusion(str(sd15_folder))
+    exact.configure_model()
+    theirs = exact.part("unet").state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in module.part("unet").state_dict().items())
+    assert module.part("text_encoder").dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
