@@ -38,6 +38,8 @@ def classify(picture: Image.Image) -> Seen:
     if contrast < LEAST_CONTRAST:
         return Seen(None, None, nearest(ground), 0.0)
     mask = largest(distance > contrast / 2)
+    if mask.sum() < LEAST:
+        return Seen(None, None, nearest(ground), 0.0)
     overlaps = {shape: overlap(boxed(mask), template(shape)) for shape in (*SHAPES, NEW_SHAPE)}
     best = max(overlaps, key=overlaps.__getitem__)
     shape = best if overlaps[best] >= OVERLAP else None

@@ -36,7 +36,7 @@ def test_every_word_of_the_captions_is_one_token(tokenizer):
 
 def test_any_text_can_be_read_back(tokenizer):
     ids = tokenizer("a gle, café!").input_ids
-    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == "awug,café!"
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == "agle,café!"
 
 
 def test_the_posterior_is_as_wide_as_the_noise_in_training():

@@ -18,10 +18,10 @@ from otl.modules.stable_diffusion_xl import StableDiffusionXL
 from otl.types import Batch
 
 
-def test_a_path_that_is_not_there_names_its_neighbour(sd15_folder):
-    wrong = str(sd15_folder)[:-1] + "x"
-    with pytest.raises(SettingsError, match=f"did you mean {sd15_folder}"):
-        StableDiffusion(wrong).configure_model()
+def test_a_path_that_is_not_there_names_its_neighbour(tmp_path):
+    (tmp_path / "dreamlike").mkdir()
+    with pytest.raises(SettingsError, match=f"did you mean {tmp_path / 'dreamlike'}"):
+        StableDiffusion(str(tmp_path / "dreamlke")).configure_model()
 
 
 def test_a_folder_without_an_index_says_how_to_give_one(tmp_path):
