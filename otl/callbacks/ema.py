@@ -41,6 +41,11 @@ class EMA(Callback):
         if self.decay is not None and not 0 <= self.decay < 1:
             raise SettingsError(f"callbacks.ema.decay={self.decay}: give a number from 0 to below 1, such as 0.999")
 
+    def on_fit_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """A run that was finished already ends before `on_train_start`, and its result is the average all the same."""
+        if self.decay is not None and self._averages:
+            pl_module.average = {name: tensor.to(pl_module.device) for name, tensor in self._averages.items()}
+
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Start from the weights, or go on from the checkpoint's average.
 

@@ -97,7 +97,10 @@ class Metrics(Clocked):
         self, trainer: Trainer, pl_module: DiffusionModule, optimizer: torch.optim.Optimizer
     ) -> None:
         names = group_names(optimizer)
-        self._rates = {f"lr_{name}": float(group["lr"]) for name, group in zip(names, optimizer.param_groups)}
+        self._rates = {
+            f"lr_{name}": float(group["lr"]) * float(group.get("d", 1))
+            for name, group in zip(names, optimizer.param_groups)
+        }
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: dict[str, Any], batch: Any, batch_idx: int

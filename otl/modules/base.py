@@ -88,7 +88,16 @@ class DiffusionModule(LightningModule):
     # What a family says
 
     def make_noise(self) -> Noise:
-        """The noise schedule of the loaded checkpoint."""
+        """The noise schedule of the loaded checkpoint.
+
+        Raises:
+            SettingsError: zero-terminal-SNR with epsilon-prediction: pure noise says nothing about the picture.
+        """
+        prediction = self.prediction or self.pipeline.scheduler.config.get("prediction_type", "epsilon")
+        if self.zero_terminal_snr and prediction == "epsilon":
+            raise SettingsError(
+                "model.zero_terminal_snr=true does not go with epsilon-prediction: add model.prediction=v_prediction"
+            )
         return noise.Discrete.from_scheduler(
             self.pipeline.scheduler.config,
             prediction=self.prediction,
@@ -150,7 +159,7 @@ class DiffusionModule(LightningModule):
         if self.method is not None:
             self.groups = self.method.attach(self)
             names = [name for name in self.part_names if any(p.requires_grad for p in self.part(name).parameters())]
-            self.trained = nn.ModuleDict({name: self.part(name) for name in names})
+            self.trained = nn.ModuleDict({name: self.part(name).train() for name in names})
         if self.gradient_checkpointing:
             for part in self.trained.values():
                 enable_checkpointing(part)
@@ -269,9 +278,9 @@ class DiffusionModule(LightningModule):
         """
         latents, cond = self.encode(batch)
         clean = self.draw_noise(batch, latents, stream)
-        t = self.schedule_noise.sample(u).to(self.device)
+        t = self.schedule_noise.sample(u)  # on the CPU, so that nothing waits for the device
         noisy = self.schedule_noise.add(latents, self.perturbed(clean, batch), t)
-        predicted = self.predict(noisy, t, cond, batch)
+        predicted = self.predict(noisy, t.to(self.device), cond, batch)
         each = loss.distance(
             predicted,
             self.schedule_noise.target(latents, clean, t),
@@ -365,7 +374,8 @@ class DiffusionModule(LightningModule):
                         width=size.w,
                         output_type="latent",
                     ).images
-                pictures += to_pictures(self.decode_image(latents))
+                for latent in latents:  # one at a time: in fp32 at 1024 pixels a picture takes gigabytes
+                    pictures += to_pictures(self.decode_image(latent[None]))
         for name in self.part_names:
             self.part(name).to(where[name]).train(modes[name])
         return pictures
@@ -383,8 +393,10 @@ class DiffusionModule(LightningModule):
         changes: dict[str, Any] = {}
         if self.prediction is not None:
             changes["prediction_type"] = self.prediction
+        if self.zero_terminal_snr is not None:
+            changes["rescale_betas_zero_snr"] = self.zero_terminal_snr
         if self.zero_terminal_snr:
-            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+            changes["timestep_spacing"] = "trailing"
         if changes:
             from diffusers import DDIMScheduler
 
@@ -406,7 +418,8 @@ class DiffusionModule(LightningModule):
         return fingerprint(part, f"{type(part).__name__} {getattr(part.config, 'scaling_factor', None)}")
 
     def prompt_identity(self) -> str:
-        return " ".join(fingerprint(self.part(name), name) for name in self.text_encoders)
+        family = f"{type(self).__module__}.{type(self).__qualname__}"  # which layers it reads
+        return " ".join(fingerprint(self.part(name), f"{family} {name}") for name in self.text_encoders)
 
 
 def assign(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:

@@ -70,6 +70,6 @@ class StableDiffusionXL(DiffusionModule):
             encoder_hidden_states=cond["hidden"].to(unet.dtype),
             added_cond_kwargs={
                 "text_embeds": cond["pooled"].to(unet.dtype),
-                "time_ids": sizes.to(noisy.device, unet.dtype),
+                "time_ids": sizes.to(noisy.device, torch.float32),  # bf16 would round sizes above 256
             },
         ).sample

@@ -47,7 +47,8 @@ def start(settings: DictConfig, data: BucketedDataModule, folder: Path) -> dict[
 def finish(record: dict[str, Any], folder: Path, *, outcome: str, step: int) -> None:
     """Add what came out: every exported file with its hash."""
     name = record["settings"]["output"]["name"]
-    files = [path for path in sorted(folder.glob(f"{name}*.safetensors")) if path.is_file()]
+    files = [folder / f"{name}.safetensors", *sorted((folder / name).rglob("*"))]
+    files = [path for path in files if path.is_file()]
     write(record | {"finished": now(), "outcome": outcome, "step": step, "files": hashes(files)}, folder)
 
 

@@ -60,7 +60,9 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     except BaseException as error:
         manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
         raise
-    if resume and not exported(settings, folder):  # it was finished already: Lightning then ends before any callback
+    if (
+        resume and trainer.is_global_zero and not exported(settings, folder)
+    ):  # it was finished already: Lightning then ends before any callback
         with module.averaged():
             module.export(folder / settings.output.name)
     manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
@@ -109,7 +111,9 @@ def build_trainer(settings: DictConfig, precision: str) -> Trainer:
     with open_dict(options):
         options.precision = precision
         options.max_steps, options.max_epochs = -1, -1
-        options.setdefault("val_check_interval", None)
+        if options.val_check_interval is not None:  # optimizer steps, across epochs
+            options.val_check_interval = int(options.val_check_interval) * options.accumulate_grad_batches
+            options.check_val_every_n_epoch = None
     callbacks: list[Callback] = [
         instantiate(options_, _convert_="all") for options_ in settings.callbacks.values() if options_ is not None
     ]

@@ -114,6 +114,35 @@ def test_a_fine_tune_writes_a_folder_that_the_stock_pipeline_loads(run, sd15_fol
     assert torch.equal(trained.vae.state_dict()[name], start.vae.state_dict()[name])
 
 
+def test_a_fine_tune_says_in_its_folder_how_it_predicts(run):
+    folder = run("run", "method=finetune", "model.prediction=v_prediction", "model.zero_terminal_snr=true")
+    config = json.loads((folder / "final" / "scheduler" / "scheduler_config.json").read_text())
+    assert (config["prediction_type"], config["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert any(name.endswith("unet/diffusion_pytorch_model.safetensors") for name in manifest["files"])
+
+
+def test_a_finished_run_that_lost_its_file_writes_it_again_from_the_average(run):
+    folder = run("run", "callbacks.ema.decay=0.5")
+    first = load_file(folder / "final.safetensors")
+    (folder / "final.safetensors").unlink()
+    run("run", "callbacks.ema.decay=0.5", "resume=auto")
+    again = load_file(folder / "final.safetensors")
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_zero_terminal_snr_is_refused_with_epsilon(run):
+    with pytest.raises(SettingsError, match=r"zero_terminal_snr=true.*model\.prediction=v_prediction"):
+        run("run", "model.zero_terminal_snr=true")
+
+
+def test_validation_counts_optimizer_steps_across_epochs(run, photos):
+    held = [f"data.concepts.held.path={photos}", "data.concepts.held.type=validation"]
+    folder = run("run", *held, "trainer.val_check_interval=5", "trainer.max_steps=10")
+    with (folder / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["val_loss"]] == ["5", "10"]
+
+
 def test_results_are_never_written_over(run):
     run("run")
     with pytest.raises(SettingsError, match=r"final\.safetensors is an earlier run's result.*resume=auto"):
