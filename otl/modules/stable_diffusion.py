@@ -51,7 +51,8 @@ class StableDiffusion(DiffusionModule):
 
     def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
         unet = self.pipeline.unet
-        return unet(noisy.to(unet.dtype), t, encoder_hidden_states=cond["hidden"].to(unet.dtype)).sample
+        dtype = next(unet.parameters()).dtype  # unet.dtype goes through all of them: milliseconds
+        return unet(noisy.to(dtype), t, encoder_hidden_states=cond["hidden"].to(dtype)).sample
 
 
 def encode_vae(vae: AutoencoderKL, pixels: Tensor) -> Tensor:

@@ -63,13 +63,14 @@ class StableDiffusionXL(DiffusionModule):
 
     def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
         unet = self.pipeline.unet
+        dtype = next(unet.parameters()).dtype  # unet.dtype goes through all of them: milliseconds
         sizes = torch.cat([batch.original_size, batch.crop, batch.target_size], dim=1)
         return unet(
-            noisy.to(unet.dtype),
+            noisy.to(dtype),
             t,
-            encoder_hidden_states=cond["hidden"].to(unet.dtype),
+            encoder_hidden_states=cond["hidden"].to(dtype),
             added_cond_kwargs={
-                "text_embeds": cond["pooled"].to(unet.dtype),
+                "text_embeds": cond["pooled"].to(dtype),
                 "time_ids": sizes.to(noisy.device, torch.float32),  # bf16 would round sizes above 256
             },
         ).sample
