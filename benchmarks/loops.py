@@ -33,8 +33,8 @@ def inputs(module: DiffusionModule, batch: Batch) -> Inputs:
     """The noise and timesteps that OTL takes for this batch."""
     assert batch.latents is not None and batch.noise is not None
     device = batch.latents.device
-    t = module.schedule_noise.sample(rng.uniforms(batch.key.cpu(), "timestep")).to(device)
-    bars = module.schedule_noise.alpha_bars[t.cpu()].reshape(-1, 1, 1, 1)
+    t = module.noise_schedule.sample(rng.uniforms(batch.key.cpu(), "timestep")).to(device)
+    bars = module.noise_schedule.alpha_bars[t.cpu()].reshape(-1, 1, 1, 1)
     signal, sigma = bars.sqrt().float().to(device), (1 - bars).sqrt().float().to(device)
     network = NETWORKS[module.config_name](module.part("denoiser"), batch)
     return Inputs(batch.latents, batch.noise, t, signal, sigma, network)
@@ -67,7 +67,7 @@ class Bare:
     """
 
     def __init__(self, module: DiffusionModule, batches: list[Batch], *, clip: float | None) -> None:
-        assert module.optimizer is not None and module.schedule_noise.prediction == "epsilon"
+        assert module.optimizer is not None and module.noise_schedule.prediction == "epsilon"
         self.parameters: list[nn.Parameter] = list(module.trained_parameters().values())
         self.optimizer = module.optimizer([{"params": self.parameters}])
         self.inputs = [inputs(module, batch) for batch in batches]

@@ -92,7 +92,7 @@ def inputs(module: DiffusionModule, *, other: bool = False) -> tuple[Tensor, Ten
     """What `predict` takes, of two samples; `other` has another second one."""
     batch = a_batch(module, other=other)
     noisy, cond = encoded(module, batch.pixels), prompted(module, batch.captions)
-    t = module.schedule_noise.sample(torch.tensor([0.3, 0.5 if other else 0.7], dtype=torch.float64))
+    t = module.noise_schedule.sample(torch.tensor([0.3, 0.5 if other else 0.7], dtype=torch.float64))
     return noisy, t, cond, batch
 
 
@@ -372,7 +372,7 @@ def check_bf16(factory: Factory) -> None:
 
 def check_noise_recoverable(factory: Factory) -> None:
     """From the noisy latents and a perfect prediction the latents come back."""
-    schedule = loaded(factory).schedule_noise
+    schedule = loaded(factory).noise_schedule
     t = schedule.sample(US)
     require(t.shape == US.shape, f"sample gives timesteps {tuple(t.shape)} for {tuple(US.shape)}")
     generator = torch.Generator().manual_seed(0)
@@ -390,7 +390,7 @@ def check_noise_recoverable(factory: Factory) -> None:
 
 def check_noise_snr(factory: Factory) -> None:
     """snr is (signal / noise) squared of what add does, and falls as u grows."""
-    schedule = loaded(factory).schedule_noise
+    schedule = loaded(factory).noise_schedule
     u = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
     t = schedule.sample(u)
     signal, sigma = factors(schedule.add, t)

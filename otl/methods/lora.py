@@ -170,6 +170,6 @@ def metadata(module: DiffusionModule, state: LoraState, *, name: str) -> dict[st
         name=name,
         resolution=Size(module.data_resolution, module.data_resolution),
         implementation=module.implementation if options.format == LoraFormat.kohya else "diffusers",
-        prediction=getattr(module.schedule_noise, "prediction", "epsilon"),
+        prediction=getattr(module.noise_schedule, "prediction", "epsilon"),
         trigger=options.trigger,
     )

@@ -69,7 +69,7 @@ class DiffusionModule(LightningModule):
         # What the run adds: tasks/train.py sets these before the Trainer starts.
         self.method: Method | None = None
         self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
-        self.schedule: Callable[..., float] | None = None
+        self.lr_schedule: Callable[..., float] | None = None
         self.loss_options: Loss = Loss()
         self.noise_options: NoiseOptions = NoiseOptions()
         self.sample_options: SampleOptions = SampleOptions()
@@ -155,7 +155,7 @@ class DiffusionModule(LightningModule):
     def prepare(self) -> None:
         for name in self.part_names:
             self.part(name).requires_grad_(False).eval()
-        self.schedule_noise = self.make_noise()
+        self.noise_schedule = self.make_noise()
         if self.method is not None:
             self.groups = self.method.attach(self)
             names = [name for name in self.part_names if any(p.requires_grad for p in self.part(name).parameters())]
@@ -278,12 +278,12 @@ class DiffusionModule(LightningModule):
         """
         latents, cond = self.encode(batch)
         clean = self.draw_noise(batch, latents, stream)
-        t = self.schedule_noise.sample(u)  # on the CPU, so that nothing waits for the device
-        noisy = self.schedule_noise.add(latents, self.perturbed(clean, batch), t)
+        t = self.noise_schedule.sample(u)  # on the CPU, so that nothing waits for the device
+        noisy = self.noise_schedule.add(latents, self.perturbed(clean, batch), t)
         predicted = self.predict(noisy, t.to(self.device), cond, batch)
         each = loss.distance(
             predicted,
-            self.schedule_noise.target(latents, clean, t),
+            self.noise_schedule.target(latents, clean, t),
             type=self.loss_options.type.value,
             huber_delta=self.loss_options.huber_delta,
         )
@@ -292,10 +292,10 @@ class DiffusionModule(LightningModule):
     def loss_weight(self, t: Tensor) -> Tensor:
         """[B] timesteps -> [B] multipliers."""
         return loss.snr_weight(
-            self.schedule_noise.snr(t),
+            self.noise_schedule.snr(t),
             weight=self.loss_options.weight.value,
             gamma=self.loss_options.gamma,
-            prediction=getattr(self.schedule_noise, "prediction", "epsilon"),
+            prediction=getattr(self.noise_schedule, "prediction", "epsilon"),
         )
 
     def encode(self, batch: Batch) -> tuple[Tensor, Cond]:
@@ -328,13 +328,13 @@ class DiffusionModule(LightningModule):
         return drawn + strength * rng.normals(batch.key.cpu(), tuple(drawn.shape[1:]), "perturbation").to(drawn)
 
     def configure_optimizers(self) -> Any:
-        assert self.optimizer is not None and self.schedule is not None
+        assert self.optimizer is not None and self.lr_schedule is not None
         groups = [
             {"params": group.params, "name": group.name, **({} if group.lr is None else {"lr": group.lr})}
             for group in self.groups
         ]
         optimizer = self.optimizer(groups)
-        schedule, total = self.schedule, self.total_steps
+        schedule, total = self.lr_schedule, self.total_steps
         by_step = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
 

@@ -23,7 +23,7 @@ def build_module(settings: DictConfig) -> DiffusionModule:
     module: DiffusionModule = instantiate(settings.model, _convert_="all")
     module.method = instantiate(settings.method, _convert_="all")
     module.optimizer = instantiate(settings.optimizer, _partial_=True, _convert_="all")
-    module.schedule = instantiate(settings.scheduler, _partial_=True, _convert_="all")
+    module.lr_schedule = instantiate(settings.scheduler, _partial_=True, _convert_="all")
     module.loss_options = OmegaConf.to_object(settings.loss)
     module.noise_options = OmegaConf.to_object(settings.noise)
     module.sample_options = OmegaConf.to_object(settings.sample)
