@@ -44,5 +44,6 @@ class Finetune:
         """Write the folder `path`, the whole pipeline in diffusers' layout, read it back and compare."""
         from otl.formats.folder import save_pipeline
 
+        module.recover()  # a pipeline is whole
         with module.sampling_scheduler():  # v-prediction and zero-terminal-SNR belong to the weights
             return save_pipeline(module.pipeline, path, dtype=module.output_options.dtype)

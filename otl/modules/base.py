@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from otl import loss, noise, rng
 from otl.config import Loss, NoiseOptions, Output, SampleOptions, SettingsError
-from otl.modules import loading
+from otl.modules import drawing, loading
 from otl.types import Batch, Cond, Method, Noise, ParamGroup, Size
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class DiffusionModule(LightningModule):
 
     Args:
         checkpoint: hub name, diffusers folder or .safetensors file.
+        config: folder under otl/assets/configs that describes the networks where the checkpoint is no folder itself;
+            None: the family's own.
         dtype: of the frozen weights: "fp32", "bf16", "fp16", or "auto" for the precision's own.
         prediction: "epsilon", "v_prediction" or "sample"; None: as the checkpoint's scheduler says.
         zero_terminal_snr: whether the last timestep is pure noise; None: as the checkpoint's scheduler says.
@@ -44,7 +46,7 @@ class DiffusionModule(LightningModule):
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     resolution: ClassVar[int]  # pixels per side that the published weights were trained at
     bucket_step: ClassVar[int]  # sides of buckets are multiples of it, pixels
-    config_name: ClassVar[str]  # folder under otl/assets/configs
+    config_name: str  # folder under otl/assets/configs
     file_keys: ClassVar[tuple[str, ...]] = ()  # keys by which a single-file checkpoint is known
     lora_targets: ClassVar[dict[str, dict[str, list[str]]]]  # part -> preset -> patterns
     kohya_prefixes: ClassVar[dict[str, str]]  # part -> prefix of its keys in a LoRA file
@@ -56,6 +58,7 @@ class DiffusionModule(LightningModule):
         self,
         checkpoint: str,
         *,
+        config: str | None = None,
         dtype: str = "auto",
         prediction: str | None = None,
         zero_terminal_snr: bool | None = None,
@@ -64,9 +67,11 @@ class DiffusionModule(LightningModule):
         super().__init__()
         self.strict_loading = False  # checkpoints hold trained weights only
         self.checkpoint, self.dtype_name = checkpoint, dtype
+        if config is not None:
+            self.config_name = config
         self.prediction, self.zero_terminal_snr = prediction, zero_terminal_snr
         self.gradient_checkpointing = gradient_checkpointing
-        # What the run adds: tasks/train.py sets these before the Trainer starts.
+        # What the run adds: tasks/run.py and tasks/train.py set these before the Trainer starts.
         self.method: Method | None = None
         self.optimizer: Callable[..., torch.optim.Optimizer] | None = None
         self.lr_schedule: Callable[..., float] | None = None
@@ -84,6 +89,8 @@ class DiffusionModule(LightningModule):
         self.pipeline: Any = None  # a plain attribute: Lightning sees only what trains
         self.groups: list[ParamGroup] = []
         self.trained = nn.ModuleDict()
+        self.released: set[str] = set()  # parts without weights
+        self.kept_prompts: dict[str, Cond] = {}  # what to draw, encoded before the text encoders were let go
 
     # What a family says
 
@@ -122,6 +129,48 @@ class DiffusionModule(LightningModule):
         """[B, C, h, w] noisy latents at timesteps [B] -> the denoiser's prediction, same shape."""
         raise NotImplementedError
 
+    def objective(self, predicted: Tensor, latents: Tensor, clean: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """[B] unweighted loss of each sample.
+
+        Args:
+            predicted: what `predict` gave for `noisy`.
+            latents, clean: [B, C, h, w] the picture and the noise that is on it.
+            noisy: [B, C, h, w] both mixed.
+            t: [B] timesteps, on the CPU.
+        """
+        return loss.distance(
+            predicted,
+            self.noise_schedule.target(latents, clean, t),
+            type=self.loss_options.type.value,
+            huber_delta=self.loss_options.huber_delta,
+        )
+
+    def prompt_arguments(self, cond: Cond, uncond: Cond) -> dict[str, Any]:
+        """Keyword arguments by which the stock pipeline takes encoded prompts and negative prompts."""
+        names = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
+        arguments = {names[key]: value for key, value in cond.items()}
+        return arguments | {f"negative_{names[key]}": value for key, value in uncond.items()}
+
+    def sample(
+        self, cond: Cond, uncond: Cond, *, generators: list[torch.Generator], steps: int, guidance: float, size: Size
+    ) -> Tensor:
+        """Conditionings of B prompts and of what to stay away from -> [B, C, h, w] latents, by the stock pipeline."""
+        self.pipeline.set_progress_bar_config(disable=True)
+        with drawing.without_text_encoders(self):
+            return self.pipeline(
+                **self.prompt_arguments(cond, uncond),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+                height=size.h,
+                width=size.w,
+                output_type="latent",
+            ).images
+
+    def decode_sample(self, latents: Tensor, prompts: list[str], *, generators: list[torch.Generator]) -> Tensor:
+        """What `sample` gave -> pixels [B, 3, H, W] in -1..1; some families' decoders read the prompts too."""
+        return self.decode_image(latents)
+
     @classmethod
     def part_classes(cls) -> dict[str, Any]:
         """part -> class of the network, to build it without weights."""
@@ -146,11 +195,15 @@ class DiffusionModule(LightningModule):
 
     def load_pipeline(self) -> Any:
         """The pipeline with its weights on the CPU; a family that makes its own overrides it."""
-        return loading.load(type(self), self.checkpoint, dtypes=self.part_dtypes())
+        return loading.load(self, self.checkpoint, dtypes=self.part_dtypes())
 
     def load_skeleton(self) -> Any:
         """The parts of the pipeline on the meta device; a family that makes its own overrides it."""
-        return loading.skeleton(type(self), self.checkpoint)
+        return loading.skeleton(self, self.checkpoint)
+
+    def load_part(self, name: str) -> nn.Module:
+        """One part anew, with its weights on the CPU."""
+        return loading.load_part(self, name, dtype=self.part_dtypes().get(name, self.part_dtypes()["default"]))
 
     def prepare(self) -> None:
         for name in self.part_names:
@@ -237,21 +290,37 @@ class DiffusionModule(LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
-        """Fill the cache, then put the encoders out of the way."""
+        """Fill the cache, then let the encoders go or put them out of the way."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.cached:
-            self.move_frozen(self.device)
-            data.fill_cache(self, images=True, prompts=not self.trains_text, progress=self.track)
-            self.move_frozen(torch.device("cpu"), all_but=() if not self.trains_text else self.text_encoders)
-        else:
-            self.move_frozen(self.device)
+        self.move_frozen(self.device)
+        if not data.cached:
+            return
+        data.fill_cache(self, images=True, prompts=not self.trains_text, progress=self.track)
+        if not self.trains_text:
+            options = self.sample_options
+            texts = [*options.prompts, options.negative_prompt] if options.prompts else []
+            self.kept_prompts = drawing.encoded(self, texts, batch_size=options.batch_size)
+            self.release(self.text_encoders)
+        self.move_frozen(torch.device("cpu"), all_but=self.text_encoders)
 
     track: Any = None  # set by tasks/train.py: shows the cache's progress
+
+    def release(self, names: Iterable[str]) -> None:
+        """Let go of the weights of frozen parts; `recover` loads them again."""
+        for name in names:
+            self.part(name).to("meta")
+            self.released.add(name)
+
+    def recover(self, names: Iterable[str] | None = None) -> None:
+        """Load again what was let go, all of it or the named parts."""
+        for name in [name for name in self.part_names if name in self.released and (names is None or name in names)]:
+            setattr(self.pipeline, name, self.load_part(name).requires_grad_(False).eval())
+            self.released.discard(name)
 
     def move_frozen(self, device: torch.device, all_but: tuple[str, ...] = ()) -> None:
         """Move the parts that Lightning does not see."""
         for name in self.part_names:
-            if name not in self.trained and name not in all_but and name != self.denoiser:
+            if name not in self.trained and name not in all_but and name not in self.released and name != self.denoiser:
                 self.part(name).to(device)
         self.part(self.denoiser).to(self.device)
 
@@ -281,12 +350,7 @@ class DiffusionModule(LightningModule):
         t = self.noise_schedule.sample(u)  # on the CPU, so that nothing waits for the device
         noisy = self.noise_schedule.add(latents, self.perturbed(clean, batch), t)
         predicted = self.predict(noisy, t.to(self.device), cond, batch)
-        each = loss.distance(
-            predicted,
-            self.noise_schedule.target(latents, clean, t),
-            type=self.loss_options.type.value,
-            huber_delta=self.loss_options.huber_delta,
-        )
+        each = self.objective(predicted, latents, clean, noisy, t)
         return each * self.loss_weight(t).to(each) * batch.weight.to(each)
 
     def loss_weight(self, t: Tensor) -> Tensor:
@@ -340,7 +404,6 @@ class DiffusionModule(LightningModule):
 
     # Pictures and files
 
-    @torch.no_grad()
     def draw(
         self,
         prompts: list[str],
@@ -353,32 +416,16 @@ class DiffusionModule(LightningModule):
         batch_size: int = 4,
     ) -> list[Image]:
         """One picture for each pair of prompt and seed, by the stock pipeline. The same on every call."""
-        size = size or Size(self.data_resolution, self.data_resolution)
-        where = {name: next(self.part(name).parameters()).device for name in self.part_names}
-        modes = {name: self.part(name).training for name in self.part_names}
-        for name in self.part_names:
-            self.part(name).to(self.device).eval()
-        pictures: list[Image] = []
-        with self.sampling_scheduler():
-            self.pipeline.set_progress_bar_config(disable=True)
-            for start in range(0, len(prompts), batch_size):
-                chosen = slice(start, start + batch_size)
-                with self.autocast():
-                    latents = self.pipeline(
-                        prompt=prompts[chosen],
-                        negative_prompt=[negative_prompt] * len(prompts[chosen]),
-                        num_inference_steps=steps,
-                        guidance_scale=guidance,
-                        generator=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
-                        height=size.h,
-                        width=size.w,
-                        output_type="latent",
-                    ).images
-                for latent in latents:  # one at a time: in fp32 at 1024 pixels a picture takes gigabytes
-                    pictures += to_pictures(self.decode_image(latent[None]))
-        for name in self.part_names:
-            self.part(name).to(where[name]).train(modes[name])
-        return pictures
+        return drawing.draw(
+            self,
+            prompts,
+            seeds,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance=guidance,
+            size=size or Size(self.data_resolution, self.data_resolution),
+            batch_size=batch_size,
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The Trainer's mixed precision, for what runs outside of its steps."""
@@ -386,25 +433,9 @@ class DiffusionModule(LightningModule):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
-    @contextlib.contextmanager
-    def sampling_scheduler(self) -> Iterator[None]:
-        """The checkpoint's own scheduler, or one that agrees with how the run trains."""
-        own = self.pipeline.scheduler
-        changes: dict[str, Any] = {}
-        if self.prediction is not None:
-            changes["prediction_type"] = self.prediction
-        if self.zero_terminal_snr is not None:
-            changes["rescale_betas_zero_snr"] = self.zero_terminal_snr
-        if self.zero_terminal_snr:
-            changes["timestep_spacing"] = "trailing"
-        if changes:
-            from diffusers import DDIMScheduler
-
-            self.pipeline.scheduler = DDIMScheduler.from_config(own.config, clip_sample=False, **changes)
-        try:
-            yield
-        finally:
-            self.pipeline.scheduler = own
+    def sampling_scheduler(self) -> contextlib.AbstractContextManager[None]:
+        """The pipeline's scheduler made to agree with how the run trains, for the time of the block."""
+        return drawing.sampling_scheduler(self)
 
     def export(self, path: Path) -> Path:
         """Write what was trained to `path` (without suffix), verified; returns the file or folder."""
@@ -415,11 +446,14 @@ class DiffusionModule(LightningModule):
 
     def image_identity(self) -> str:
         part = self.part(self.image_encoder)
-        return fingerprint(part, f"{type(part).__name__} {getattr(part.config, 'scaling_factor', None)}")
+        scaling = [getattr(part.config, name, None) for name in ("scaling_factor", "shift_factor")]
+        return fingerprint(part, f"{type(part).__name__} {scaling}")
 
     def prompt_identity(self) -> str:
         family = f"{type(self).__module__}.{type(self).__qualname__}"  # which layers it reads
-        return " ".join(fingerprint(self.part(name), f"{family} {name}") for name in self.text_encoders)
+        words = [described(value) for name, value in self.pipeline.components.items() if name.startswith("tokenizer")]
+        label = hashlib.blake2b(f"{family} {words}".encode(), digest_size=16).hexdigest()
+        return " ".join(fingerprint(self.part(name), f"{label} {name}") for name in self.text_encoders)
 
 
 def assign(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
@@ -444,12 +478,9 @@ def fingerprint(part: nn.Module, label: str) -> str:
     return digest.hexdigest()
 
 
-def to_pictures(pixels: Tensor) -> list[Image]:
-    """[B, 3, H, W] in -1..1 -> B pictures."""
-    from PIL import Image as pil
-
-    levels = (pixels.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-    return [pil.fromarray(each) for each in levels.permute(0, 2, 3, 1).cpu().numpy()]
+def described(tokenizer: Any) -> str:
+    """All that a tokenizer's ids depend on."""
+    return f"{tokenizer.model_max_length} {tokenizer.backend_tokenizer.to_str()}"
 
 
 def steps_per_epoch(batches: int, accumulate: int) -> int:

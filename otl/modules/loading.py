@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 HOW = "Give a local one with model.checkpoint=PATH: a diffusers folder (with model_index.json) or a .safetensors file"
 
 
-def load(family: type[DiffusionModule], checkpoint: str, *, dtypes: dict[str, torch.dtype]) -> Any:
+def load(family: DiffusionModule, checkpoint: str, *, dtypes: dict[str, torch.dtype]) -> Any:
     """A diffusers pipeline with its weights on the CPU.
 
     Args:
@@ -69,12 +69,37 @@ def nearest(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def load_folder(family: type[DiffusionModule], folder: Path, *, dtypes: dict[str, torch.dtype]) -> Any:
+def load_folder(family: DiffusionModule, folder: Path, *, dtypes: dict[str, torch.dtype]) -> Any:
     check_index(family, folder)
     return family.pipeline_class.from_pretrained(folder, dtype=dtypes, local_files_only=True, **family.pipeline_options)
 
 
-def check_index(family: type[DiffusionModule], folder: Path) -> None:
+def load_part(family: DiffusionModule, name: str, *, dtype: torch.dtype) -> nn.Module:
+    """One part of the checkpoint, with its weights on the CPU.
+
+    Args:
+        name: as the pipeline has it.
+        dtype: of its weights.
+
+    Raises:
+        SettingsError: the checkpoint is not there any more.
+    """
+    path = Path(family.checkpoint).expanduser()
+    if not path.is_dir() and looks_like_path(family.checkpoint):
+        return getattr(family.load_pipeline(), name)  # a single file is read whole
+    part_class = family.part_classes()[name]
+    quiet()
+    try:
+        return part_class.from_pretrained(path if path.is_dir() else family.checkpoint, subfolder=name, dtype=dtype)
+    except OSError as error:
+        cause = str(error).strip().splitlines()[0][:200]
+        raise SettingsError(
+            f"model.checkpoint={family.checkpoint}: {name} was loaded from there at the start and cannot be loaded "
+            f"again ({cause}): put it back"
+        ) from error
+
+
+def check_index(family: DiffusionModule, folder: Path) -> None:
     """Refuse a folder that is not a diffusers pipeline, or one without the parts of this family."""
     index = folder / "model_index.json"
     if not index.is_file():
@@ -84,16 +109,16 @@ def check_index(family: type[DiffusionModule], folder: Path) -> None:
     if lacking:
         raise SettingsError(
             f"model.checkpoint={folder}: a {has.get('_class_name')} without {', '.join(lacking)}, "
-            f"which {family.__name__} needs: choose the model= that the checkpoint belongs to"
+            f"which {type(family).__name__} needs: choose the model= that the checkpoint belongs to"
         )
     if len(family.text_encoders) == 1 and has.get("text_encoder_2", [None])[0]:
         raise SettingsError(
             f"model.checkpoint={folder}: a {has.get('_class_name')} with two text encoders is not a "
-            f"{family.__name__}: choose the model= that the checkpoint belongs to"
+            f"{type(family).__name__}: choose the model= that the checkpoint belongs to"
         )
 
 
-def load_file(family: type[DiffusionModule], file: Path, *, dtypes: dict[str, torch.dtype]) -> Any:
+def load_file(family: DiffusionModule, file: Path, *, dtypes: dict[str, torch.dtype]) -> Any:
     if file.suffix != ".safetensors":
         raise SettingsError(f"model.checkpoint={file}: only .safetensors files are read (others can run code). {HOW}")
     check_keys(family, file)
@@ -107,7 +132,7 @@ def load_file(family: type[DiffusionModule], file: Path, *, dtypes: dict[str, to
     return pipeline
 
 
-def check_keys(family: type[DiffusionModule], file: Path) -> None:
+def check_keys(family: DiffusionModule, file: Path) -> None:
     """Refuse a file that lacks the keys by which this family's original checkpoints are known."""
     from safetensors import SafetensorError, safe_open
 
@@ -119,12 +144,12 @@ def check_keys(family: type[DiffusionModule], file: Path) -> None:
     lacking = [key for key in family.file_keys if key not in keys]
     if lacking:
         raise SettingsError(
-            f"model.checkpoint={file}: not a single-file checkpoint of {family.__name__} (no {lacking[0]}). "
+            f"model.checkpoint={file}: not a single-file checkpoint of {type(family).__name__} (no {lacking[0]}). "
             "Choose the model= that the checkpoint belongs to"
         )
 
 
-def load_hub(family: type[DiffusionModule], name: str, *, dtypes: dict[str, torch.dtype]) -> Any:
+def load_hub(family: DiffusionModule, name: str, *, dtypes: dict[str, torch.dtype]) -> Any:
     from huggingface_hub import constants, try_to_load_from_cache
 
     cached = isinstance(try_to_load_from_cache(name, "model_index.json"), str)
@@ -141,7 +166,7 @@ def load_hub(family: type[DiffusionModule], name: str, *, dtypes: dict[str, torc
         ) from error
 
 
-def skeleton(family: type[DiffusionModule], checkpoint: str) -> SimpleNamespace:
+def skeleton(family: DiffusionModule, checkpoint: str) -> SimpleNamespace:
     """The parts of a pipeline on the meta device: shapes without weights, from the checkpoint's own configs where it is
     a folder, else from those that ship with OTL."""
     folder = Path(checkpoint).expanduser()

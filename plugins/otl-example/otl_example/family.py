@@ -121,6 +121,9 @@ class Example(DiffusionModule):
         transformer = self.pipeline.transformer
         return transformer(noisy.to(transformer.dtype), t, cond["words"].to(transformer.dtype))
 
+    def prompt_arguments(self, cond: Cond, uncond: Cond) -> dict[str, Any]:
+        return {"prompt_embeds": cond["words"], "negative_prompt_embeds": uncond["words"]}
+
     def image_identity(self) -> str:
         """No weights: only the order of the numbers could change."""
         return "blocks of 4 x 4 pixels"

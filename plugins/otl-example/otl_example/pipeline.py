@@ -25,8 +25,8 @@ class ExamplePipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: list[str],
-        negative_prompt: list[str],
+        prompt_embeds: Tensor,
+        negative_prompt_embeds: Tensor,
         num_inference_steps: int,
         guidance_scale: float,
         generator: list[torch.Generator],
@@ -37,6 +37,7 @@ class ExamplePipeline(DiffusionPipeline):
         """One picture for each prompt, from its generator's noise.
 
         Args:
+            prompt_embeds, negative_prompt_embeds: [B, width] each, from `encode_prompt`.
             num_inference_steps: Euler steps.
             guidance_scale: 1 is the prompt alone; above, the negative prompt is gone away from.
             height, width: pixels.
@@ -44,10 +45,10 @@ class ExamplePipeline(DiffusionPipeline):
         """
         shape = (3 * BLOCK**2, height // BLOCK, width // BLOCK)
         latents = torch.stack([torch.randn(shape, generator=each) for each in generator]).to(self.device)
-        words = self.encode_prompt(negative_prompt + prompt)
+        words = torch.cat([negative_prompt_embeds, prompt_embeds])
         self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         for t in self.progress_bar(self.scheduler.timesteps):
-            times = (t / 1000).expand(2 * len(prompt))
+            times = (t / 1000).expand(len(words))
             both = torch.cat([latents, latents]).to(words.dtype)
             away, towards = self.transformer(both, times, words).float().chunk(2)
             velocity = away + guidance_scale * (towards - away)

@@ -1,0 +1,144 @@
+"""Pictures from a family, by the stock pipeline: captions are encoded first, so that text encoders can be away."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from otl.types import Cond, Size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from otl.modules.base import DiffusionModule
+
+
+@torch.no_grad()
+def draw(
+    module: DiffusionModule,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    negative_prompt: str,
+    steps: int,
+    guidance: float,
+    size: Size,
+    batch_size: int,
+) -> list[Image]:
+    """One picture for each pair of prompt and seed. The same on every call; the module is left as it was."""
+    pictures: list[Image] = []
+    with as_it_was(module):
+        conds = encoded(module, [*prompts, negative_prompt], batch_size=batch_size)
+        for start in range(0, len(prompts), batch_size):
+            chosen = slice(start, start + batch_size)
+            texts = prompts[chosen]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
+            uncond = [conds[negative_prompt]] * len(texts)
+            with module.autocast(), sampling_scheduler(module):
+                latents = module.sample(
+                    stacked([conds[text] for text in texts], module.device),
+                    stacked(uncond, module.device),
+                    generators=generators,
+                    steps=steps,
+                    guidance=guidance,
+                    size=size,
+                )
+            for row, text in enumerate(texts):  # one at a time: in fp32 at 1024 pixels a picture takes gigabytes
+                pixels = module.decode_sample(latents[row : row + 1], [text], generators=generators[row : row + 1])
+                pictures += to_pictures(pixels)
+    return pictures
+
+
+def encoded(module: DiffusionModule, prompts: list[str], *, batch_size: int) -> dict[str, Cond]:
+    """prompt -> its conditioning on the CPU, one row without the batch axis.
+
+    What was kept before the text encoders were let go is taken from there; for the rest they are loaded again, used,
+    and let go.
+    """
+    kept = module.kept_prompts
+    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in kept]
+    found = {prompt: kept[prompt] for prompt in prompts if prompt in kept}
+    if not missing:
+        return found
+    gone = [name for name in module.text_encoders if name in module.released]
+    module.recover(gone)
+    for name in module.text_encoders:
+        module.part(name).to(module.device).eval()
+    with module.autocast():
+        for start in range(0, len(missing), batch_size):
+            texts = missing[start : start + batch_size]
+            cond = module.encode_prompt(texts)
+            for row, text in enumerate(texts):
+                found[text] = {key: value[row].cpu() for key, value in cond.items()}
+    module.release(gone)
+    return found
+
+
+def stacked(rows: list[Cond], device: torch.device) -> Cond:
+    """Rows without the batch axis -> a conditioning with it."""
+    return {key: torch.stack([row[key] for row in rows]).to(device) for key in rows[0]}
+
+
+@contextlib.contextmanager
+def as_it_was(module: DiffusionModule) -> Iterator[None]:
+    """All parts but the text encoders on the module's device and in eval mode; afterwards each where and as it was."""
+    parts = {name: module.part(name) for name in module.part_names if name not in module.released}
+    where = {name: next(part.parameters()).device for name, part in parts.items()}
+    modes = [(each, each.training) for part in parts.values() for each in part.modules()]
+    for name, part in parts.items():
+        part.eval()
+        if name not in module.text_encoders:
+            part.to(module.device)
+    try:
+        yield
+    finally:
+        for name, part in parts.items():
+            part.to(where[name])
+        for each, training in modes:
+            each.training = training
+
+
+@contextlib.contextmanager
+def without_text_encoders(module: DiffusionModule) -> Iterator[None]:
+    """The pipeline believes that it has none: it then asks neither their device nor their dtype."""
+    own = {name: getattr(module.pipeline, name) for name in module.text_encoders}
+    for name in own:
+        setattr(module.pipeline, name, None)
+    try:
+        yield
+    finally:
+        for name, part in own.items():
+            setattr(module.pipeline, name, part)
+
+
+@contextlib.contextmanager
+def sampling_scheduler(module: DiffusionModule) -> Iterator[None]:
+    """The checkpoint's own scheduler, or one that agrees with how the run trains."""
+    own = module.pipeline.scheduler
+    changes: dict[str, Any] = {}
+    if module.prediction is not None:
+        changes["prediction_type"] = module.prediction
+    if module.zero_terminal_snr is not None:
+        changes["rescale_betas_zero_snr"] = module.zero_terminal_snr
+    if module.zero_terminal_snr:
+        changes["timestep_spacing"] = "trailing"
+    if changes:
+        from diffusers import DDIMScheduler
+
+        module.pipeline.scheduler = DDIMScheduler.from_config(own.config, clip_sample=False, **changes)
+    try:
+        yield
+    finally:
+        module.pipeline.scheduler = own
+
+
+def to_pictures(pixels: Tensor) -> list[Image]:
+    """[B, 3, H, W] in -1..1 -> B pictures."""
+    from PIL import Image as pil
+
+    levels = (pixels.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return [pil.fromarray(each) for each in levels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -1,0 +1,79 @@
+"""Text encoders are let go and come back; drawing does not notice."""
+
+import json
+
+import pytest
+import torch
+
+from otl.config import SettingsError
+from otl.modules import drawing
+from otl.modules.stable_diffusion import StableDiffusion
+from otl.modules.stable_diffusion_xl import StableDiffusionXL
+
+
+@pytest.fixture(params=["sd15", "sdxl"])
+def module(request, sd15_folder, sdxl_folder):
+    made = StableDiffusion(str(sd15_folder)) if request.param == "sd15" else StableDiffusionXL(str(sdxl_folder))
+    made.configure_model()
+    made.data_resolution = 32
+    return made
+
+
+def drawn(module, *prompts):
+    pictures = module.draw(list(prompts), [3] * len(prompts), negative_prompt="blurry", steps=2, guidance=3.0)
+    return [picture.tobytes() for picture in pictures]
+
+
+def test_pictures_are_the_same_after_the_text_encoders_were_let_go(module):
+    before = drawn(module, "a cat", "a dog")
+    module.kept_prompts = drawing.encoded(module, ["a cat", "blurry"], batch_size=1)
+    module.release(module.text_encoders)
+    for name in module.text_encoders:
+        assert {p.device.type for p in module.part(name).parameters()} == {"meta"}
+    assert drawn(module, "a cat", "a dog") == before  # a dog was not kept: the encoders came back for it
+    assert module.released == set(module.text_encoders)  # and went again
+
+
+def test_what_was_kept_is_drawn_without_loading_anything(module, monkeypatch):
+    expected = drawn(module, "a cat")
+    module.kept_prompts = drawing.encoded(module, ["a cat", "blurry"], batch_size=4)
+    module.release(module.text_encoders)
+    monkeypatch.setattr(type(module), "load_part", lambda *_: pytest.fail("loaded"))
+    assert drawn(module, "a cat") == expected
+
+
+def test_what_comes_back_is_what_was_loaded(module):
+    weights = {name: part.clone() for name, part in module.part("text_encoder").state_dict().items()}
+    module.release(["text_encoder"])
+    module.recover()
+    assert not module.released
+    back = module.part("text_encoder").state_dict()
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weights[name]) and back[name].dtype == weights[name].dtype for name in weights)
+    assert not any(p.requires_grad for p in module.part("text_encoder").parameters())
+
+
+def test_a_checkpoint_that_went_away_is_named(sd15_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(sd15_folder, tmp_path / "model")
+    module = StableDiffusion(str(folder))
+    module.configure_model()
+    module.release(["text_encoder"])
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(SettingsError, match=r"model\.checkpoint=.*text_encoder .*put it back"):
+        module.recover()
+
+
+def test_prompt_identity_sees_the_tokenizer(sd15_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(sd15_folder, tmp_path / "model")
+    settings = folder / "tokenizer" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 40}))
+    identities = []
+    for checkpoint in (sd15_folder, folder):
+        module = StableDiffusion(str(checkpoint))
+        module.configure_model()
+        identities.append(module.prompt_identity())
+    assert identities[0] != identities[1]
