@@ -69,3 +69,8 @@ def write_plugin(folder: Path, package: str, *, models: str = "", files: dict[st
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[otl.models]\n{models}\n")
     return folder
+
+
+def listed(group: str, *more: str) -> str:
+    """The line of `--help` with a group's options, those of plugins (`more`) among them."""
+    return f"{group}: {', '.join(sorted([*(path.stem for path in (ROOT / 'conf' / group).glob('*.yaml')), *more]))}"

@@ -37,6 +37,14 @@ def sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sd2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint of the SD2.1 kind."""
+    from tests import tiny
+
+    return tiny.sd2(tmp_path_factory.mktemp("sd2"))
+
+
+@pytest.fixture(scope="session")
 def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint of the SDXL kind."""
     from tests import tiny

@@ -6,7 +6,7 @@ import pytest
 
 from otl.config import SettingsError
 from otl.registry import families, methods, plugin_conf_dirs, plugin_packages
-from tests.commands import ROOT, run_otl, write_plugin
+from tests.commands import ROOT, listed, run_otl, write_plugin
 
 FOO = "_target_: otl_foo.family.Foo\ncheckpoint: somewhere\nwidth: 3\n"
 FAMILY = "class Foo:\n    def __init__(self, checkpoint: str, *, width: int = 1) -> None: ...\n"
@@ -57,8 +57,8 @@ def test_a_yaml_of_another_plugin_cannot_be_shadowed(tmp_path: Path, monkeypatch
 
 def test_a_plugin_appears_in_help_and_is_checked(tmp_path: Path) -> None:
     path = (ROOT, write_plugin(tmp_path, "otl_foo", models="foo = otl_foo.family:Foo", files=PLUGIN))
-    listed = run_otl("--help", cwd=tmp_path, path=path)
-    assert "model: foo, sd15, sdxl" in listed.out
+    helped = run_otl("--help", cwd=tmp_path, path=path)
+    assert listed("model", "foo") in helped.out
     refused = run_otl("model=foo", "model.wdith=3", f"data.path={tmp_path}", cwd=tmp_path, path=path)
     assert refused.code == 2
     assert "did you mean model.width?" in refused.err
@@ -67,7 +67,7 @@ def test_a_plugin_appears_in_help_and_is_checked(tmp_path: Path) -> None:
 def test_a_plugin_that_raises_breaks_nothing_else(tmp_path: Path) -> None:
     files = PLUGIN | {"__init__.py": "raise RuntimeError('broken on import')"}
     path = (ROOT, write_plugin(tmp_path, "otl_foo", models="foo = otl_foo.family:Foo", files=files))
-    assert "model: foo, sd15, sdxl" in run_otl("--help", cwd=tmp_path, path=path).out
+    assert listed("model", "foo") in run_otl("--help", cwd=tmp_path, path=path).out
     assert run_otl("--cfg", "job", cwd=tmp_path, path=path).code == 0
     refused = run_otl("method.rank=0", f"data.path={tmp_path}", cwd=tmp_path, path=path)
     assert "broken on import" not in refused.err
@@ -76,6 +76,6 @@ def test_a_plugin_that_raises_breaks_nothing_else(tmp_path: Path) -> None:
 
 def test_a_plugin_whose_package_is_gone_breaks_nothing_else(tmp_path: Path) -> None:
     path = (ROOT, write_plugin(tmp_path, "otl_foo", models="foo = otl_gone.family:Foo"))
-    listed = run_otl("--help", cwd=tmp_path, path=path)
-    assert listed.code == 0
-    assert "the plugin otl-foo declares the package 'otl_gone', which is not installed" in listed.err
+    helped = run_otl("--help", cwd=tmp_path, path=path)
+    assert helped.code == 0
+    assert "the plugin otl-foo declares the package 'otl_gone', which is not installed" in helped.err

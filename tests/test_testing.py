@@ -13,6 +13,7 @@ from torch import nn
 from otl import testing
 from otl.modules.base import DiffusionModule
 from otl.modules.stable_diffusion import StableDiffusion
+from otl.modules.stable_diffusion_2 import StableDiffusion2
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
 from otl.testing import CHECKS, check_family
 from tests.commands import ROOT
@@ -32,9 +33,9 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Family:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_the_families_keep_the_contract(name, check, sd15_folder, sdxl_folder):
-    family, folder = {"sd15": (StableDiffusion, sd15_folder), "sdxl": (StableDiffusionXL, sdxl_folder)}[name]
+@pytest.mark.parametrize("family", [StableDiffusion, StableDiffusion2, StableDiffusionXL])
+def test_the_families_keep_the_contract(family, check, sd15_folder, sd2_folder, sdxl_folder):
+    folder = {StableDiffusion: sd15_folder, StableDiffusion2: sd2_folder, StableDiffusionXL: sdxl_folder}[family]
     check(lambda: family(str(folder)))
 
 

@@ -53,7 +53,16 @@ def tokenizer(folder: Path, pad: str) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def sd15(folder: Path, *, seed: int = 0, in_channels: int = 4, **scheduler: Any) -> Path:
+def sd15(
+    folder: Path,
+    *,
+    seed: int = 0,
+    in_channels: int = 4,
+    pad: str = "<|endoftext|>",
+    act: str = "quick_gelu",
+    linear: bool = False,
+    **scheduler: Any,
+) -> Path:
     """A two-level UNet of the SD1.5 kind with its VAE, text encoder, tokenizer and scheduler."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
@@ -64,12 +73,14 @@ def sd15(folder: Path, *, seed: int = 0, in_channels: int = 4, **scheduler: Any)
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=32,
         attention_head_dim=2,
+        use_linear_projection=linear,
+        upcast_attention=linear,
         sample_size=16,
     )
     pipeline = StableDiffusionPipeline(
         vae=vae(),
-        text_encoder=CLIPTextModel(clip(32)),
-        tokenizer=tokenizer(folder / "tokenizer", "<|endoftext|>"),
+        text_encoder=CLIPTextModel(clip(32, act=act)),
+        tokenizer=tokenizer(folder / "tokenizer", pad),
         unet=unet,
         scheduler=DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, **scheduler),
         safety_checker=None,
@@ -78,6 +89,11 @@ def sd15(folder: Path, *, seed: int = 0, in_channels: int = 4, **scheduler: Any)
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def sd2(folder: Path, *, seed: int = 0) -> Path:
+    """What SD 2.1 at 768 pixels has otherwise: linear projections, upcast attention, gelu, "!" as padding, v."""
+    return sd15(folder, seed=seed, pad="!", act="gelu", linear=True, prediction_type="v_prediction")
 
 
 def sdxl(folder: Path, *, seed: int = 0) -> Path:
@@ -111,4 +127,4 @@ def sdxl(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-BUILDERS = {"sd15": sd15, "sdxl": sdxl}
+BUILDERS = {"sd15": sd15, "sd2": sd2, "sdxl": sdxl}

@@ -32,6 +32,7 @@ class DiffusionModule(LightningModule):
         checkpoint: hub name, diffusers folder or .safetensors file.
         config: folder under otl/assets/configs that describes the networks where the checkpoint is no folder itself;
             None: the family's own.
+        resolution: pixels per side that the weights were trained at; None: the family's usual.
         dtype: of the frozen weights: "fp32", "bf16", "fp16", or "auto" for the precision's own.
         prediction: "epsilon", "v_prediction" or "sample"; None: as the checkpoint's scheduler says.
         zero_terminal_snr: whether the last timestep is pure noise; None: as the checkpoint's scheduler says.
@@ -44,10 +45,11 @@ class DiffusionModule(LightningModule):
     denoiser: ClassVar[str]  # which of them predicts the noise
     image_encoder: ClassVar[str] = "vae"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    resolution: ClassVar[int]  # pixels per side that the published weights were trained at
+    resolution: int  # pixels per side that the published weights were trained at
     bucket_step: ClassVar[int]  # sides of buckets are multiples of it, pixels
     config_name: str  # folder under otl/assets/configs
     file_keys: ClassVar[tuple[str, ...]] = ()  # keys by which a single-file checkpoint is known
+    foreign_keys: ClassVar[tuple[str, ...]] = ()  # keys by which one of a related family is known
     lora_targets: ClassVar[dict[str, dict[str, list[str]]]]  # part -> preset -> patterns
     kohya_prefixes: ClassVar[dict[str, str]]  # part -> prefix of its keys in a LoRA file
     architecture: ClassVar[str]  # modelspec id
@@ -59,6 +61,7 @@ class DiffusionModule(LightningModule):
         checkpoint: str,
         *,
         config: str | None = None,
+        resolution: int | None = None,
         dtype: str = "auto",
         prediction: str | None = None,
         zero_terminal_snr: bool | None = None,
@@ -69,6 +72,8 @@ class DiffusionModule(LightningModule):
         self.checkpoint, self.dtype_name = checkpoint, dtype
         if config is not None:
             self.config_name = config
+        if resolution is not None:
+            self.resolution = resolution
         self.prediction, self.zero_terminal_snr = prediction, zero_terminal_snr
         self.gradient_checkpointing = gradient_checkpointing
         # What the run adds: tasks/run.py and tasks/train.py set these before the Trainer starts.

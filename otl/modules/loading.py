@@ -147,6 +147,11 @@ def check_keys(family: DiffusionModule, file: Path) -> None:
             f"model.checkpoint={file}: not a single-file checkpoint of {type(family).__name__} (no {lacking[0]}). "
             "Choose the model= that the checkpoint belongs to"
         )
+    if foreign := [key for key in family.foreign_keys if key in keys]:
+        raise SettingsError(
+            f"model.checkpoint={file}: a single-file checkpoint of another family than {type(family).__name__} (it has "
+            f"{foreign[0]}). Choose the model= that the checkpoint belongs to"
+        )
 
 
 def load_hub(family: DiffusionModule, name: str, *, dtypes: dict[str, torch.dtype]) -> Any:

@@ -28,6 +28,7 @@ class StableDiffusion(DiffusionModule):
     bucket_step = 8
     config_name = "sd15"
     file_keys = ("model.diffusion_model.output_blocks.11.0.skip_connection.weight",)
+    foreign_keys = ("cond_stage_model.model.transformer.resblocks.22.ln_1.weight",)
     lora_targets = {"unet": UNET_TARGETS, "text_encoder": CLIP_TARGETS}
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
     architecture = "stable-diffusion-v1"
