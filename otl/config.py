@@ -102,6 +102,21 @@ class LoraFormat(Enum):
     peft = "peft"  # diffusers' own; alpha folded into the weights
 
 
+class MaskSource(Enum):
+    """Where an inpainting model's masks come from."""
+
+    both = "both"  # a file where there is one, else generated
+    files = "files"  # every image has one
+    generated = "generated"  # files are not looked at
+
+
+class MaskResize(Enum):
+    """How a mask is brought to the latents' size."""
+
+    nearest = "nearest"  # one pixel decides, as in diffusers' pipelines
+    area = "area"  # the share of masked pixels, 0..1
+
+
 @dataclass
 class Concept:
     """One folder of images."""
@@ -156,6 +171,22 @@ class NoiseOptions:
 
 
 @dataclass
+class Inpaint:
+    """The masks of an inpainting model: which part of each picture it learns to paint."""
+
+    masks: MaskSource = MaskSource.both  # both (a file where there is one, else generated), files or generated
+    folder: Optional[str] = None  # folder of masks named as the images; null: NAME-masklabel.png beside each image
+    boxes: float = 0.25  # share of generated masks; the four are divided by their sum
+    brushes: float = 0.25  # share of generated masks
+    ellipses: float = 0.25  # share of generated masks
+    whole: float = 0.25  # share of generated masks: the whole picture
+    min_area: float = 0.1  # share of the picture that boxes, brushes and ellipses cover at least, 0..1
+    max_area: float = 0.5  # share of the picture that they cover at most, 0..1
+    resize: MaskResize = MaskResize.nearest  # nearest or area: how a mask is brought to the latents' size
+    fill: float = 0.0  # what the model sees in the place of masked pixels, -1..1; 0 is grey, as in diffusers
+
+
+@dataclass
 class SampleOptions:
     """The pictures that are drawn during training and at its end."""
 
@@ -167,6 +198,8 @@ class SampleOptions:
     height: Optional[int] = None  # pixels; null: data.resolution
     width: Optional[int] = None  # pixels; null: data.resolution
     batch_size: int = 4  # pictures drawn at once
+    image: Any = None  # inpainting models: path of the picture to paint in, or a list with one for each prompt
+    mask: Any = None  # inpainting models: path of its mask, white is painted, or a list with one for each prompt
 
 
 @dataclass
@@ -197,6 +230,7 @@ class Settings:
     experiment: Any = None
     loss: Loss = field(default_factory=Loss)
     noise: NoiseOptions = field(default_factory=NoiseOptions)
+    inpaint: Inpaint = field(default_factory=Inpaint)
     sample: SampleOptions = field(default_factory=SampleOptions)
     output: Output = field(default_factory=Output)
     seed: int = 0  # of noise, timesteps, order, dropout and the adapter's start

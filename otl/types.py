@@ -54,7 +54,8 @@ class Batch(NamedTuple):
     latents: Tensor | None = None  # [B, C, h, w] float32, scaled as the denoiser expects
     cond: Cond | None = None  # None where text encoders train or nothing is cached
     noise: Tensor | None = None  # [B, C, h, w] float32, drawn by the loader where the latents are cached
-    mask: Tensor | None = None  # [B, 1, h, w] in 0..1: loss weight, and the inpainting input
+    mask: Tensor | None = None  # [B, 1, H, W] float32, 1 is to be painted: for inpainting models
+    masked: Tensor | None = None  # [B, C, h, w] float32, latents of the masked pixels where masks never change
 
 
 class Noise(Protocol):
@@ -133,6 +134,7 @@ class Sample:
     validation: bool = False
     caption_missing: bool = False
     bytes: int = 0  # of the file
+    mask: Path | None = None  # a file whose white is to be painted: for inpainting models
 
     @property
     def name(self) -> str:
