@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from otl.config import RunEnded
 from otl.formats.files import listed
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SKIPS = 24  # fp16 steps skipped in a row before the run is given up: the scale has then fallen from 2**16 to 2**-8
+FINE, GRADIENT, LOSS = range(3)  # what is wrong with a step, the clearer reason last
+WHAT = {GRADIENT: "gradient", LOSS: "loss"}
+WHOLE = (SingleDeviceStrategy, DDPStrategy)  # every rank has all gradients, and so their norm
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -51,22 +57,21 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: DiffusionModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Raises NonFinite: the loss of a batch or a gradient is NaN or infinite."""
+        """Raises NonFinite: the loss of a batch or a gradient is NaN or infinite, on whichever rank."""
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).to(self._losses[0].device)
         # One transfer for all of them: each would wait for the device.
-        norm_finite, *finite = torch.isfinite(torch.stack([norm.float(), *(x.float() for x in self._losses)])).tolist()
-        batches = [batch for batch, good in zip(self._batches, finite) if not good]
+        numbers = [total_norm(gradients), *self._losses]
+        norm, *losses = torch.stack([each.to(self._losses[0].device, torch.float32) for each in numbers]).tolist()
+        broken = [batch for batch, loss in zip(self._batches, losses) if not math.isfinite(loss)]
         self._losses, seen, self._batches = [], self._batches, []
-        scaled = trainer.scaler is not None
-        if scaled and not batches and not norm_finite and self._skipped < SKIPS:
-            self._skipped += 1  # fp16: the scaler skips this step and lowers its scale
-            return
-        if not batches and norm_finite:
+        trouble = worst(trainer, LOSS if broken else FINE if math.isfinite(norm) else GRADIENT)
+        if trouble == FINE:
             self._skipped = 0
-            return
-        what = "the loss is" if batches else "the gradient is"
-        raise NonFinite(message(what, trainer, batches or seen))
+            pl_module.gradient_norm = norm if isinstance(trainer.strategy, WHOLE) else None
+        elif trouble == GRADIENT and trainer.scaler is not None and self._skipped < SKIPS:
+            self._skipped += 1  # fp16: the scaler skips this step and lowers its scale
+        else:
+            raise NonFinite(message(trouble, trainer, broken if trouble == LOSS else seen))
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Warn if not one bit of what trains has changed."""
@@ -78,17 +83,36 @@ class Guard(Callback):
             )
 
 
-def message(what: str, trainer: Trainer, batches: list[Batch]) -> str:
-    """What happened, on which images, and what to try."""
-    indices = [int(index) for batch in batches for index in batch.index]
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """L2 norm of all gradients together; where their shards are on several ranks, of the whole."""
+    total = torch.nn.utils.get_total_norm(gradients)
+    return total.full_tensor() if isinstance(total, DTensor) else total
+
+
+def worst(trainer: Trainer, trouble: int) -> int:
+    """The greatest of all ranks: they stop together, since one that went on alone would wait for the rest for ever."""
+    if trainer.world_size == 1:
+        return trouble
+    here = torch.tensor(trouble, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(here, reduce_op="max"))
+
+
+def message(trouble: int, trainer: Trainer, batches: list[Batch]) -> str:
+    """What happened, on which images of all ranks, and what to try."""
+    ranks: list[list[int]] = [[int(index) for batch in batches for index in batch.index]]
+    if trainer.world_size > 1:
+        ranks = ranks * trainer.world_size
+        torch.distributed.all_gather_object(ranks, ranks[0])
+    indices = [index for rank in ranks for index in rank]
     if trainer.datamodule is None:
         images = f"samples {listed([str(index) for index in indices])}"
     else:
         images = listed([trainer.datamodule.samples[index].name for index in indices])
     return (
-        f"step {trainer.global_step + 1}: {what} NaN or infinite, in a batch with {images}. The weights are still good "
-        "and the last checkpoint is untouched. Try a lower optimizer.lr, trainer.gradient_clip_val=1, "
-        "trainer.precision=bf16-mixed or 32-true, and look at these images and their captions"
+        f"step {trainer.global_step + 1}: the {WHAT[trouble]} is NaN or infinite, in a batch with {images}. "
+        "The weights are still good and the last checkpoint is untouched. Try a lower optimizer.lr, "
+        "trainer.gradient_clip_val=1, trainer.precision=bf16-mixed or 32-true, and look at these images and their "
+        "captions"
     )
 
 

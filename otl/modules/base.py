@@ -334,6 +334,22 @@ class DiffusionModule(LightningModule):
         mean = losses.mean()
         return {"loss": mean, "losses": losses.detach(), "images": len(losses)}
 
+    gradient_norm: float | None = None  # of this optimizer step, where callbacks/guard.py has measured it
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm that is known, if it is, and only where it is too large; else by Lightning."""
+        norm, self.gradient_norm = self.gradient_norm, None
+        if norm is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif norm + 1e-6 > gradient_clip_val:  # as torch has it
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, torch.tensor(norm))
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same noise every time, at evenly spaced timesteps: only the weights make the loss differ."""
         steps = [

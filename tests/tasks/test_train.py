@@ -131,6 +131,15 @@ def test_a_finished_run_that_lost_its_file_writes_it_again_from_the_average(run)
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
+@pytest.mark.parametrize("clip", ["1e-3", "1e3", "null"])
+def test_gradients_are_clipped_as_lightning_does_it(run, clip):
+    """Lightning clips alone where the guard, which measures the norm, is off."""
+    overrides = [f"trainer.gradient_clip_val={clip}", "optimizer=lion"]
+    guarded, alone = run("guarded", *overrides), run("alone", *overrides, "callbacks.guard=null")
+    a, b = load_file(guarded / "final.safetensors"), load_file(alone / "final.safetensors")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
 def test_zero_terminal_snr_is_refused_with_epsilon(run):
     with pytest.raises(SettingsError, match=r"zero_terminal_snr=true.*model\.prediction=v_prediction"):
         run("run", "model.zero_terminal_snr=true")
