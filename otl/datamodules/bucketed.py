@@ -11,9 +11,9 @@ from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from otl.config import Data, PartialBatches, SettingsError
-from otl.datamodules import filling
-from otl.datamodules.cache import Cache, content_hash, image_key, prompt_key
+from otl.config import Data, Inpaint, MaskSource, PartialBatches, SettingsError
+from otl.datamodules import filling, masks
+from otl.datamodules.cache import Cache, content_hash, image_key, masked_key, prompt_key
 from otl.datamodules.captions import all_prompts
 from otl.datamodules.layout import Draw, Layout, Place, batches, layout
 from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Order, Request, ResumableLoader, options
@@ -32,7 +32,8 @@ class BucketedDataModule(LightningDataModule):
         data: the settings.
         resolution: pixels per side of the square with a bucket's area.
         step: sides of buckets are multiples of it, pixels.
-        seed: of the order, captions and noise.
+        seed: of the order, captions, masks and noise.
+        inpaint: how masks are made; None: there are none.
     """
 
     samples: list[Sample]  # to train on
@@ -41,9 +42,11 @@ class BucketedDataModule(LightningDataModule):
     layout: Layout  # of `samples`
     validation_layout: Layout
 
-    def __init__(self, data: Data | DictConfig, *, resolution: int, step: int, seed: int) -> None:
+    def __init__(
+        self, data: Data | DictConfig, *, resolution: int, step: int, seed: int, inpaint: Inpaint | None = None
+    ) -> None:
         super().__init__()
-        self.data, self.resolution, self.step, self.seed = data, resolution, step, seed
+        self.data, self.resolution, self.step, self.seed, self.inpaint = data, resolution, step, seed, inpaint
         self.scanned = False
         self.train_cached: Cached | None = None  # set by `fill_cache`
         self.validation_cached: Cached | None = None
@@ -53,6 +56,11 @@ class BucketedDataModule(LightningDataModule):
         """Whether the cache is to be filled before training."""
         return self.data.cache
 
+    @property
+    def caches_masked(self) -> bool:
+        """Whether masked images are cached too: their masks come from files alone, and so never change."""
+        return self.cached and self.inpaint is not None and self.inpaint.masks == MaskSource.files
+
     def setup(self, stage: str | None = None) -> None:
         """Scan and lay out, once.
 
@@ -61,7 +69,7 @@ class BucketedDataModule(LightningDataModule):
         """
         if self.scanned:
             return
-        samples, self.problems = scan(self.data)
+        samples, self.problems = scan(self.data, self.inpaint)
         fatal = [problem for problem in self.problems if problem.fatal]
         if fatal:
             raise SettingsError("\n".join(map(report, fatal)))
@@ -86,7 +94,9 @@ class BucketedDataModule(LightningDataModule):
         cache = Cache(Path(self.data.cache_dir).expanduser())
         latents = self._image_keys(encoder, progress) if images else None
         conds = self._prompt_keys(encoder) if prompts else None
+        masked = self._masked_keys(latents) if latents is not None and self.caches_masked else None
         pictures = self._pictures(latents) if latents is not None else []
+        pictures += self._pictures(masked, masked=True) if masked is not None else []
         for share in self._shares():
             filling.fill_images(
                 cache,
@@ -100,9 +110,10 @@ class BucketedDataModule(LightningDataModule):
             filling.fill_prompts(
                 cache, encoder, conds or {}, batch_size=self.data.encode_batch_size, progress=progress, share=share
             )
-        count = len(self.samples)
-        self.train_cached = Cached(cache, latents[:count] if latents is not None else None, conds)
-        self.validation_cached = Cached(cache, latents[count:] if latents is not None else None, conds)
+        train, held_out = slice(len(self.samples)), slice(len(self.samples), None)
+        self.train_cached, self.validation_cached = (
+            Cached(cache, latents and latents[part], conds, masked and masked[part]) for part in (train, held_out)
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         rank, world_size = self._ranks()
@@ -152,6 +163,7 @@ class BucketedDataModule(LightningDataModule):
             background=self.data.background,
             caption_dropout=dropout,
             cached=cached,
+            inpaint=self.inpaint,
         )
 
     def _ranks(self) -> tuple[int, int]:
@@ -188,10 +200,24 @@ class BucketedDataModule(LightningDataModule):
         texts = all_prompts(self.samples + self.validation_samples, self.data.caption_dropout)
         return {text: prompt_key(text, identity) for text in texts}
 
-    def _pictures(self, keys: list[str]) -> list[filling.Picture]:
+    def _masked_keys(self, image_keys: list[str]) -> list[str]:
+        """The cache's key for the masked image of each of `_everything`."""
+        assert self.inpaint is not None
+        files = [sample.mask for sample, _ in self._everything()]
+        with ThreadPoolExecutor() as pool:
+            hashes = pool.map(content_hash, [file for file in files if file is not None])
+        return [masked_key(key, hash_, masks.VERSION, self.inpaint.fill) for key, hash_ in zip(image_keys, hashes)]
+
+    def _pictures(self, keys: list[str], *, masked: bool = False) -> list[filling.Picture]:
+        """What each key of `_everything` stands for."""
         return [
-            filling.Picture(key, sample.path, place.bucket) for key, (sample, place) in zip(keys, self._everything())
+            filling.Picture(key, sample.path, place.bucket, self._hole(sample) if masked else None)
+            for key, (sample, place) in zip(keys, self._everything())
         ]
+
+    def _hole(self, sample: Sample) -> filling.Hole:
+        assert self.inpaint is not None and sample.mask is not None
+        return filling.Hole(sample.mask, sample.size, self.inpaint.fill)
 
 
 def report(problem: Problem) -> str:

@@ -88,6 +88,18 @@ def image_key(
     return _key("image", images.VERSION, content, geometry, background, identity)
 
 
+def masked_key(image: str, mask: str, version: int, fill: float) -> str:
+    """The key of the latents of an image with a hole.
+
+    Args:
+        image: `image_key` of the image.
+        mask: `content_hash` of the mask file.
+        version: of how a mask is read.
+        fill: value of the masked pixels, -1..1.
+    """
+    return _key("masked", version, image, mask, fill)
+
+
 def prompt_key(prompt: str, identity: str) -> str:
     """The key of a caption's conditioning; `identity` is `Encoder.prompt_identity()`."""
     return _key("prompt", prompt, identity)

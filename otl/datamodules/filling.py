@@ -13,12 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otl.datamodules import images, masks
 from otl.datamodules.cache import Cache
-from otl.datamodules.images import pixels
 from otl.types import Encoder, Progress, Size
 
 AHEAD = 3  # batches decoded while one is encoded
 THREADS = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Hole:
+    """What of an image is hidden before it is encoded."""
+
+    mask: Path
+    original: Size  # of the image
+    fill: float  # value of the masked pixels, -1..1
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,14 @@ class Picture:
     key: str
     path: Path
     bucket: Size
+    hole: Hole | None = None  # None: the whole image
+
+    def pixels(self, background: str) -> Tensor:
+        """[3, H, W] in -1..1."""
+        whole = images.pixels(self.path, self.bucket, background)[0]
+        if self.hole is None:
+            return whole
+        return masks.masked(whole, masks.read(self.hole.mask, self.hole.original, self.bucket), self.hole.fill)
 
 
 def fill_images(
@@ -107,7 +124,7 @@ def decoded(groups: list[list[Picture]], background: str) -> Iterator[tuple[list
     waiting: deque[tuple[list[Picture], list[Future[Any]]]] = deque()
     try:
         for group in groups:
-            waiting.append((group, [pool.submit(pixels, each.path, each.bucket, background) for each in group]))
+            waiting.append((group, [pool.submit(each.pixels, background) for each in group]))
             if len(waiting) > AHEAD:
                 yield _stacked(*waiting.popleft())
         while waiting:
@@ -117,7 +134,7 @@ def decoded(groups: list[list[Picture]], background: str) -> Iterator[tuple[list
 
 
 def _stacked(group: list[Picture], futures: list[Future[Any]]) -> tuple[list[Picture], Tensor]:
-    return group, torch.stack([future.result()[0] for future in futures])
+    return group, torch.stack([future.result() for future in futures])
 
 
 def _run(made: Iterator[Any], what: str, count: int, progress: Progress | None) -> int:

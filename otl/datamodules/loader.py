@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from otl import rng
-from otl.config import SettingsError
-from otl.datamodules import captions, images
+from otl.config import Inpaint, SettingsError
+from otl.datamodules import captions, images, masks
 from otl.datamodules.cache import Cache
 from otl.datamodules.layout import Draw, Place
 from otl.types import Batch, Cond, Sample
@@ -31,6 +31,9 @@ class Cached:
     cache: Cache
     latents: list[str] | None  # key for each sample; None: pixels are served
     prompts: dict[str, str] | None  # caption -> key; None: captions alone are served
+    masked: list[str] | None = (
+        None  # key for each sample's masked image; None: pixels are served too where it is needed
+    )
 
     def read(self, key: str) -> dict[str, Tensor]:
         """An entry that was there when the run began.
@@ -57,6 +60,7 @@ class Bucketed(Dataset[Batch]):
         background: colour under transparent pixels.
         caption_dropout: share of captions replaced by the empty one, 0..1.
         cached: where latents and conditioning come from; None: pixels and captions alone.
+        inpaint: how masks are made; None: there are none.
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class Bucketed(Dataset[Batch]):
         background: str,
         caption_dropout: float,
         cached: Cached | None,
+        inpaint: Inpaint | None = None,
     ) -> None:
+        self.inpaint = inpaint
         self.samples, self.places, self.seed = samples, places, seed
         self.background, self.caption_dropout, self.cached = background, caption_dropout, cached
 
@@ -81,7 +87,8 @@ class Bucketed(Dataset[Batch]):
         keys = torch.tensor([rng.key(self.seed, epoch, index, repeat) for index, repeat in draws])
         texts = [self.caption(index, int(key)) for index, key in zip(indices, keys)]
         samples, places = [self.samples[index] for index in indices], [self.places[index] for index in indices]
-        latents = self.latents(indices)
+        latents, masked = self.latents(indices), self.masked(indices)
+        needs_pixels = latents is None or (self.inpaint is not None and masked is None)
         # Validation draws noise of its own, for several timesteps.
         drawn = latents is not None and epoch != VALIDATION
         return Batch(
@@ -92,10 +99,12 @@ class Bucketed(Dataset[Batch]):
             crop=torch.tensor([place.crop for place in places]),
             target_size=torch.tensor([place.bucket for place in places]),
             weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
-            pixels=None if latents is not None else self.pixels(indices),
+            pixels=self.pixels(indices) if needs_pixels else None,
             latents=latents,
             cond=self.cond(texts),
             noise=rng.normals(keys, tuple(latents.shape[1:]), "noise") if drawn else None,
+            mask=self.masks(indices, keys),
+            masked=masked,
         )
 
     def caption(self, index: int, key: int) -> str:
@@ -110,11 +119,29 @@ class Bucketed(Dataset[Batch]):
             [images.pixels(self.samples[i].path, self.places[i].bucket, self.background)[0] for i in indices]
         )
 
+    def masks(self, indices: list[int], keys: Tensor) -> Tensor | None:
+        """[B, 1, H, W] float32 of 0 and 1; another one every time where they are generated."""
+        if self.inpaint is None:
+            return None
+        return torch.stack(
+            [
+                masks.mask(self.samples[index], self.places[index].bucket, int(key), self.inpaint)
+                for index, key in zip(indices, keys)
+            ]
+        )
+
     def latents(self, indices: list[int]) -> Tensor | None:
         """[B, C, h, w] float32 from the cache."""
-        if self.cached is None or self.cached.latents is None:
+        return self._encoded(None if self.cached is None else self.cached.latents, indices)
+
+    def masked(self, indices: list[int]) -> Tensor | None:
+        """[B, C, h, w] float32 from the cache: latents of the masked pixels, where masks never change."""
+        return self._encoded(None if self.cached is None else self.cached.masked, indices)
+
+    def _encoded(self, keys: list[str] | None, indices: list[int]) -> Tensor | None:
+        if self.cached is None or keys is None:
             return None
-        return torch.stack([self.cached.read(self.cached.latents[index])["latents"].float() for index in indices])
+        return torch.stack([self.cached.read(keys[index])["latents"].float() for index in indices])
 
     def cond(self, texts: list[str]) -> Cond | None:
         """The conditioning of each caption, stacked."""

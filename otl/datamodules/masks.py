@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from otl import rng
 from otl.config import Inpaint, MaskSource
 from otl.datamodules import buckets, images
-from otl.types import Sample, Size
+from otl.types import Problem, Sample, Size
 
 VERSION = 1  # part of the cache's keys: raise it when the same file gives another mask
 LABEL = "-masklabel"
@@ -38,6 +41,62 @@ def find(image: Path, root: Path, folder: Path | None) -> Path | None:
         stem = folder / image.relative_to(root).with_suffix("")
     names = [stem.with_name(stem.name + extension) for extension in EXTENSIONS]
     return next((name for name in names if name.is_file()), None)
+
+
+def folders(options: Inpaint) -> list[Path]:
+    """Where there are masks and no images to train on."""
+    return [] if options.folder is None else [Path(options.folder).expanduser()]
+
+
+def attached(samples: list[Sample], root: Path, options: Inpaint) -> tuple[list[Sample], list[Problem]]:
+    """The samples with their mask files, and which of these cannot be used. Reads headers only.
+
+    Args:
+        root: the folder that was searched for the samples.
+    """
+    if options.masks == MaskSource.generated:
+        return samples, []
+    folder = next(iter(folders(options)), None)
+    found = [replace(sample, mask=find(sample.path, root, folder)) for sample in samples]
+    with ThreadPoolExecutor() as pool:
+        unfit = [reason for reason in pool.map(_unfit, found) if reason]
+    if not unfit:
+        return found, []
+    message = (
+        f"{len(unfit)} mask files cannot be laid over their images; mend them, or leave them out with "
+        "inpaint.masks=generated"
+    )
+    return found, [Problem("inpaint.masks", message, details=unfit)]
+
+
+def lacking(samples: list[Sample], options: Inpaint) -> list[Problem]:
+    """What there is to say of images without a mask file."""
+    bare = [str(sample.path) for sample in samples if sample.mask is None]
+    where = options.folder or f"the images' own, as NAME{LABEL}.png"
+    if options.masks == MaskSource.files and bare:
+        message = (
+            f"{len(bare)} of {len(samples)} images have no mask file in the folder {where}; add them, or have "
+            "masks generated for these images with inpaint.masks=both"
+        )
+        return [Problem("inpaint.masks", message, details=bare)]
+    if options.masks == MaskSource.both and options.folder is not None and len(bare) == len(samples):
+        message = f"{options.folder} has no mask for any image: masks are named as the images, in the same subfolders"
+        return [Problem("inpaint.folder", message)]
+    return []
+
+
+def _unfit(sample: Sample) -> str | None:
+    """Why the mask of a sample cannot be used, if it has one."""
+    if sample.mask is None:
+        return None
+    try:
+        with Image.open(sample.mask) as image:
+            size = images.upright_size(image)
+    except images.UNREADABLE as error:
+        return f"{sample.mask}: {error}"
+    if fits(size, sample.size):
+        return None
+    return f"{sample.mask}: {size} (height x width) does not have the shape of {sample.name}, {sample.size}"
 
 
 def mask(sample: Sample, bucket: Size, key: int, options: Inpaint) -> Tensor:
@@ -110,11 +169,6 @@ def choose(u: float, options: Inpaint) -> str:
 def masked(pixels: Tensor, mask: Tensor, fill: float) -> Tensor:
     """[..., 3, H, W] in -1..1 and [..., 1, H, W] of 0 and 1 -> the pixels with `fill` where the mask is 1."""
     return torch.where(mask > 0.5, torch.full_like(pixels, fill), pixels)
-
-
-def lacking(options: Inpaint, samples: list[Sample]) -> list[Sample]:
-    """The samples without a mask file that need one."""
-    return [sample for sample in samples if sample.mask is None] if options.masks == MaskSource.files else []
 
 
 def _box(size: Size, generator: torch.Generator) -> Tensor:

@@ -16,14 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from otl import rng
-from otl.config import Broken, ConceptType, Data, Missing, SettingsError
+from otl.config import Broken, ConceptType, Data, Inpaint, Missing, SettingsError
+from otl.datamodules import masks
 from otl.datamodules.cache import content_hash
 from otl.datamodules.images import UNREADABLE, upright_size
 from otl.types import Problem, Sample
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif")
 UNSUPPORTED = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng")
-LABELS = ("-masklabel", "-condlabel")  # ends of stems: not images to train on
+LABELS = (masks.LABEL, "-condlabel")  # ends of stems: not images to train on
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what the last bytes of a whole file contain
 TAIL = 4096  # bytes
 THREADS = 16  # headers wait for the disk, not for the processor
@@ -50,8 +51,12 @@ class Broke:
     reason: str
 
 
-def scan(data: Data | DictConfig) -> tuple[list[Sample], list[Problem]]:
+def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[Sample], list[Problem]]:
     """All images of `data.path` and `data.concepts`, by concept and then by name.
+
+    Args:
+        data: the settings.
+        inpaint: where masks come from; None: there are none.
 
     Returns:
         The samples, and what is wrong: fatal where the run cannot or must not go on.
@@ -62,7 +67,7 @@ def scan(data: Data | DictConfig) -> tuple[list[Sample], list[Problem]]:
     # Large photographs are no bombs; what Pillow takes for a certain one it refuses, and that is reported.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        found = [_scan_source(source) for source in sources(data)]
+        found = [_scan_source(source, inpaint) for source in sources(data)]
     samples = [sample for each, _, _ in found for sample in each]
     broken = [broke for _, each, _ in found for broke in each]
     problems = [problem for _, _, each in found for problem in each]
@@ -74,6 +79,8 @@ def scan(data: Data | DictConfig) -> tuple[list[Sample], list[Problem]]:
     problems += _broken(broken, fatal=data.broken_images == Broken.error)
     problems += _uncaptioned(samples, fatal=data.missing_captions == Missing.error)
     problems += held_out + _duplicates(samples)
+    if inpaint is not None:
+        problems += masks.lacking(samples, inpaint)
     if samples and all(sample.validation for sample in samples):
         problems.append(Problem("data.path", "every image is for validation, none to train on; add some"))
     return samples, problems
@@ -106,12 +113,12 @@ def _folder(path: str | None) -> Path | None:
     return Path(path).expanduser() if path else None
 
 
-def _scan_source(source: Source) -> tuple[list[Sample], list[Broke], list[Problem]]:
+def _scan_source(source: Source, inpaint: Inpaint | None) -> tuple[list[Sample], list[Broke], list[Problem]]:
     unusable = _unusable(source)
     if unusable:
         return [], [], [Problem(source.key, unusable)]
     assert source.folder is not None
-    files = _files(source.folder)
+    files = _files(source.folder, [] if inpaint is None else masks.folders(inpaint))
     wanted = [path for path in files if path.suffix.lower() in EXTENSIONS]
     problems = _unsupported(source, files)
     if not wanted:
@@ -121,6 +128,9 @@ def _scan_source(source: Source) -> tuple[list[Sample], list[Broke], list[Proble
     with ThreadPoolExecutor(THREADS) as pool:
         read = list(pool.map(lambda path: _read(path, source), wanted))
     samples = [each for each in read if isinstance(each, Sample)]
+    if inpaint is not None:
+        samples, unfit = masks.attached(samples, source.folder, inpaint)
+        problems += unfit
     if wanted and not samples:
         problems.append(Problem(source.key, f"none of the {len(wanted)} images in {source.folder} can be read"))
     return samples, [each for each in read if isinstance(each, Broke)], problems
@@ -137,10 +147,10 @@ def _unusable(source: Source) -> str | None:
     return None
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, without: list[Path]) -> list[Path]:
     """All files in it and below that may be images to train on, in an order that no file system decides."""
     found: list[Path] = []
-    seen: set[str] = set()  # a link may lead back up
+    seen = {os.path.realpath(each) for each in without}  # a link may lead back up
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unsearchable):
         real = os.path.realpath(parent)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from otl.config import Data
+from otl.config import Data, Inpaint
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.types import Batch, Cond
 
@@ -64,9 +64,11 @@ def data(path: Path, **settings: object) -> Data:
     return Data(path=str(path), **({"cache_dir": str(path.parent / "cache"), "workers": 0} | settings))
 
 
-def module(settings: Data, *, resolution: int = 64, seed: int = 7) -> BucketedDataModule:
+def module(
+    settings: Data, *, resolution: int = 64, seed: int = 7, inpaint: Inpaint | None = None
+) -> BucketedDataModule:
     """Scanned."""
-    made = BucketedDataModule(settings, resolution=resolution, step=8, seed=seed)
+    made = BucketedDataModule(settings, resolution=resolution, step=8, seed=seed, inpaint=inpaint)
     made.setup("fit")
     return made
 

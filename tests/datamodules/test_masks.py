@@ -8,7 +8,7 @@ from otl import rng
 from otl.config import Inpaint, MaskSource, SettingsError
 from otl.datamodules import images, masks
 from otl.types import Sample, Size
-from tests.datamodules.fakes import picture
+from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture, same
 
 BUCKET = Size(48, 80)
 FORMS = ("boxes", "brushes", "ellipses")
@@ -164,8 +164,16 @@ def test_a_file_comes_before_a_generated_mask(photo):
 
 def test_masks_by_file_alone_need_one_for_every_image(photo):
     has, lacks = Sample(photo, Size(130, 211), [""], mask=photo), Sample(photo, Size(130, 211), [""])
-    assert masks.lacking(Inpaint(masks=MaskSource.files), [has, lacks]) == [lacks]
-    assert masks.lacking(Inpaint(), [has, lacks]) == []
+    found = masks.lacking([has, lacks], Inpaint(masks=MaskSource.files))
+    assert [problem.details for problem in found] == [[str(photo)]] and found[0].fatal
+    assert "1 of 2 images" in found[0].message and "inpaint.masks=both" in found[0].message
+    assert masks.lacking([has, lacks], Inpaint()) == []
+
+
+def test_a_folder_of_masks_for_other_images_is_refused(photo):
+    lacks = Sample(photo, Size(130, 211), [""])
+    found = masks.lacking([lacks], Inpaint(folder="masks"))
+    assert [problem.key for problem in found] == ["inpaint.folder"] and found[0].fatal
 
 
 def test_a_mask_that_is_no_image_is_named(tmp_path):
@@ -181,3 +189,126 @@ def test_masked_pixels_are_filled_and_the_others_stay():
     cut = masks.masked(pixels, mask, 0.25)
     assert (cut[0, :, :2] == 0.25).all()
     assert torch.equal(cut[0, :, 2:], pixels[0, :, 2:]) and torch.equal(cut[1], pixels[1])
+
+
+# In batches
+
+
+def loader(path, options, *, cached=True, seed=7, **settings):
+    """Batches of pictures in two buckets; cached or not."""
+    if not path.exists():
+        folder(path, 7)
+    made = module(data(path, **({"batch_size": 2} | settings)), seed=seed, inpaint=options)
+    if cached:
+        made.fill_cache(CountingEncoder(), images=True, prompts=True)
+    return made
+
+
+def epoch(made, number):
+    train = made.train_dataloader()
+    train.load_state_dict({"epoch": number, "delivered": 0})
+    return list(train)
+
+
+def by_sample(batches):
+    return {int(i): row for batch in batches for i, row in zip(batch.index, batch.mask)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_differ_from_epoch_to_epoch_and_from_seed_to_seed_but_not_otherwise(tmp_path, workers):
+    options = Inpaint(whole=0)
+    made = loader(tmp_path / "photos", options, workers=workers)
+    first, again, second = epoch(made, 0), epoch(made, 0), epoch(made, 1)
+    assert all(map(same, first, again))
+    other_seed = epoch(loader(tmp_path / "photos", options, seed=8), 0)
+    for others in (second, other_seed):
+        one, two = by_sample(first), by_sample(others)
+        assert len(one) == 7 and all(not torch.equal(one[index], two[index]) for index in one)
+    uncached = epoch(loader(tmp_path / "photos", options, cached=False), 0)
+    assert all(torch.equal(a.mask, b.mask) for a, b in zip(first, uncached, strict=True))
+
+
+def test_generated_masks_come_with_the_pixels_they_hide_beside_cached_latents(tmp_path):
+    for batch in epoch(loader(tmp_path / "photos", Inpaint()), 0):
+        h, w = batch.target_size[0].tolist()
+        assert batch.mask.shape == (len(batch.index), 1, h, w) and batch.mask.dtype == torch.float32
+        assert batch.pixels.shape[1:] == (3, h, w) and batch.masked is None
+        assert torch.equal(batch.latents, torch.nn.functional.avg_pool2d(batch.pixels, 4))
+
+
+def test_a_loader_stopped_within_an_epoch_goes_on_with_the_same_masks(tmp_path):
+    made = loader(tmp_path / "photos", Inpaint())
+    whole = epoch(made, 2)
+    resumed = made.train_dataloader()
+    resumed.load_state_dict({"epoch": 2, "delivered": 3})
+    assert all(map(same, list(resumed), whole[3:]))
+
+
+def test_the_masks_of_held_out_images_never_change(tmp_path):
+    made = loader(tmp_path / "photos", Inpaint(whole=0), validation_share=0.5)
+    first, second = list(made.val_dataloader()), list(made.val_dataloader())
+    assert first and all(map(same, first, second))
+    assert all(0 < batch.mask.mean() < 1 for batch in first)
+
+
+def test_without_inpainting_there_are_no_masks_and_no_pixels_beside_latents(tmp_path):
+    for batch in epoch(loader(tmp_path / "photos", None), 0):
+        assert batch.mask is None and batch.masked is None and batch.pixels is None
+
+
+def with_files(path):
+    """Pictures with masks: the upper third of each."""
+    folder(path, 4)
+    for number in range(4):
+        with Image.open(path / f"{number}.png") as image:
+            mask = Image.new("L", image.size)
+        mask.paste(255, (0, 0, mask.width, mask.height // 3))
+        mask.save(path / f"{number}-masklabel.png")
+
+
+def test_masks_that_never_change_are_cached_with_their_images(tmp_path):
+    path = tmp_path / "photos"
+    with_files(path)
+    made = loader(path, Inpaint(masks=MaskSource.files, fill=0.5))
+    assert made.caches_masked
+    for batch in epoch(made, 0):
+        assert batch.pixels is None
+        whole = torch.stack(
+            [images.pixels(path / f"{int(i)}.png", batch_bucket(batch), "white")[0] for i in batch.index]
+        )
+        hidden = masks.masked(whole, batch.mask, 0.5)
+        assert torch.equal(batch.masked, torch.nn.functional.avg_pool2d(hidden, 4))
+        assert 0.3 < batch.mask.mean() < 0.36
+
+
+def batch_bucket(batch):
+    return Size(*batch.target_size[0].tolist())
+
+
+def test_what_of_the_masked_images_is_made_anew_when_something_changes(tmp_path):
+    path = tmp_path / "photos"
+    with_files(path)
+
+    def made(fill=0.0):
+        encoder = CountingEncoder()
+        module(data(path), inpaint=Inpaint(masks=MaskSource.files, fill=fill)).fill_cache(
+            encoder, images=True, prompts=False
+        )
+        return encoder.images
+
+    assert made() == 8  # every image, and every image with its hole
+    assert made() == 0
+    Image.new("L", (64, 64), 255).save(path / "1-masklabel.png")
+    assert made() == 1
+    assert made(fill=-1.0) == 4
+
+
+def test_a_file_s_mask_beside_generated_ones_is_encoded_at_train_time(tmp_path):
+    path = tmp_path / "photos"
+    with_files(path)
+    (path / "3-masklabel.png").unlink()
+    made = loader(path, Inpaint(whole=0))
+    assert not made.caches_masked
+    one, two = by_sample(epoch(made, 0)), by_sample(epoch(made, 1))
+    assert [torch.equal(one[index], two[index]) for index in range(4)] == [True, True, True, False]
+    assert all(batch.pixels is not None and batch.masked is None for batch in epoch(made, 0))

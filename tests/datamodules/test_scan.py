@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from otl.config import Broken, Concept, ConceptType, Data, Missing
+from otl.config import Broken, Concept, ConceptType, Data, Inpaint, MaskSource, Missing
 from otl.datamodules.scan import EXTENSIONS, scan
 from otl.types import Problem, Size
 from tests.datamodules.fakes import data, picture
@@ -246,3 +246,40 @@ def test_nothing_left_to_train_on_is_an_error(tmp_path):
     picture(tmp_path / "a.png")
     concept = Concept(path=str(tmp_path), type=ConceptType.validation)
     assert "none to train on" in fatal(scan(Data(concepts={"v": concept}))[1])[0].message
+
+
+def test_masks_lie_beside_their_images_and_are_no_images(tmp_path):
+    photos = tmp_path / "photos"
+    one, two = picture(photos / "one.png", h=40, w=60), picture(photos / "two.png")
+    mask = picture(photos / "one-masklabel.png", h=20, w=30, caption=None)
+    samples, problems = scan(Data(path=str(photos)), Inpaint())
+    assert [(sample.path, sample.mask) for sample in samples] == [(one, mask), (two, None)]
+    assert problems == []
+    for without in (scan(Data(path=str(photos))), scan(Data(path=str(photos)), Inpaint(masks=MaskSource.generated))):
+        assert [sample.mask for sample in without[0]] == [None, None]
+
+
+def test_a_folder_of_masks_among_the_images_holds_no_images(tmp_path):
+    photos = tmp_path / "photos"
+    one = picture(photos / "sub" / "one.jpg")
+    mask = picture(photos / "masks" / "sub" / "one.png", caption=None)
+    samples, problems = scan(Data(path=str(photos)), Inpaint(folder=str(photos / "masks")))
+    assert [(sample.path, sample.mask) for sample in samples] == [(one, mask)]
+    assert problems == []
+
+
+def test_a_mask_of_another_shape_is_refused_and_named(tmp_path):
+    picture(tmp_path / "one.png", h=40, w=60)
+    mask = picture(tmp_path / "one-masklabel.png", h=60, w=40, caption=None)
+    _, problems = scan(Data(path=str(tmp_path)), Inpaint())
+    assert [problem.key for problem in problems] == ["inpaint.masks"] and problems[0].fatal
+    assert problems[0].details == [f"{mask}: 60x40 (height x width) does not have the shape of one.png, 40x60"]
+
+
+def test_held_out_images_keep_their_masks(tmp_path):
+    for number in range(6):
+        picture(tmp_path / f"{number}.png", shade=number)
+        picture(tmp_path / f"{number}-masklabel.png", caption=None)
+    samples, _ = scan(Data(path=str(tmp_path), validation_share=0.5), Inpaint(masks=MaskSource.files))
+    assert {sample.validation for sample in samples} == {True, False}
+    assert all(sample.mask is not None for sample in samples)
