@@ -86,13 +86,31 @@ class LossType(Enum):
     log_cosh = "log_cosh"
 
 
+class HuberSchedule(Enum):
+    """How huber's delta depends on the timestep: docs/objective.md has the formulas."""
+
+    constant = "constant"
+    exponential = "exponential"  # from 1 at the picture to huber_delta at noise, by the share of the schedule
+    snr = "snr"  # from 1 at the picture to huber_delta at noise, by the size of the noise
+
+
 class LossWeight(Enum):
-    """How timesteps are weighted by their signal to noise ratio."""
+    """How timesteps are weighted."""
 
     constant = "constant"
     min_snr = "min_snr"  # https://arxiv.org/abs/2303.09556
     debiased = "debiased"  # https://arxiv.org/abs/2310.08442
     p2 = "p2"  # https://arxiv.org/abs/2204.00227
+    sigma = "sigma"  # the share of noise: for models that predict a flow
+
+
+class TimestepDistribution(Enum):
+    """Which timesteps are trained how often."""
+
+    uniform = "uniform"
+    logit_normal = "logit_normal"  # the sigmoid of a normal number
+    heavy_tail = "heavy_tail"  # the middle more often, the ends never rare
+    beta = "beta"
 
 
 class LoraFormat(Enum):
@@ -115,6 +133,13 @@ class MaskResize(Enum):
 
     nearest = "nearest"  # one pixel decides, as in diffusers' pipelines
     area = "area"  # the share of masked pixels, 0..1
+
+
+class CheckpointFormat(Enum):
+    """How a whole model is written."""
+
+    diffusers = "diffusers"  # a folder
+    single_file = "single_file"  # one .safetensors under the original code's names: ComfyUI, A1111, Forge
 
 
 @dataclass
@@ -151,13 +176,28 @@ class Data:
 
 
 @dataclass
+class LossMix:
+    """Several distances at once: the factor of each."""
+
+    mse: float = 0.0  # factor
+    mae: float = 0.0  # factor
+    huber: float = 0.0  # factor
+    log_cosh: float = 0.0  # factor
+
+
+@dataclass
 class Loss:
-    """The loss."""
+    """The loss: docs/objective.md has the formulas."""
 
     type: LossType = LossType.mse  # mse, mae, huber or log_cosh
-    huber_delta: float = 1.0  # where huber turns from square to straight, in units of the latents' noise
-    weight: LossWeight = LossWeight.constant  # constant, min_snr, debiased or p2
-    gamma: float = 5.0  # of min_snr (the cap) and p2 (the exponent)
+    mix: LossMix = field(default_factory=LossMix)  # instead of `type`: the sum of several, each times its factor
+    huber_schedule: HuberSchedule = HuberSchedule.constant  # constant, exponential or snr
+    huber_delta: Optional[float] = None  # where huber turns straight, in units of the noise; null: 1, scheduled 0.1
+    weight: LossWeight = LossWeight.constant  # constant, min_snr, debiased, p2 or sigma
+    gamma: Optional[float] = None  # of min_snr (the cap; null: 5) and p2 (the exponent; null: 1)
+    masked: bool = False  # count each position by the image's mask
+    unmasked_weight: float = 0.1  # weight at least given to every position where masked, 0..1
+    normalize_masked_area: bool = False  # divide by the mask's mean, so that small masks count as much as large ones
 
 
 @dataclass
@@ -165,7 +205,18 @@ class NoiseOptions:
     """The noise that is added, and at which timesteps."""
 
     offset: float = 0.0  # strength of the noise shared by all pixels of a channel; 0.05..0.1 is usual
+    offset_random_strength: bool = False  # a strength of its own for each image, uniform between 0 and `offset`
+    offset_generalized: bool = False  # weaker at small timesteps: https://arxiv.org/abs/2412.03134
+    multires_iterations: int = 0  # noise of so many coarser and coarser resolutions; 0: none, 6..10 is usual
+    multires_discount: float = 0.3  # strength of each resolution relative to the finer one, 0..1; 0.1..0.4 is usual
     perturbation: float = 0.0  # strength of the extra noise on the input only; 0.1 is usual
+    timesteps: TimestepDistribution = TimestepDistribution.uniform  # uniform, logit_normal, heavy_tail or beta
+    logit_mean: float = 0.0  # of logit_normal: above 0 more noise
+    logit_std: float = 1.0  # of logit_normal: the larger, the more at both ends
+    mode_scale: float = 1.29  # of heavy_tail, -1..1.75: the larger, the more in the middle
+    beta_alpha: float = 2.0  # of beta: the larger, the more noise
+    beta_beta: float = 2.0  # of beta: the larger, the less noise
+    shift: float = 1.0  # moves timesteps to noise above 1: side in pixels over the side that the weights are made for
     min_timestep: float = 0.0  # share of the schedule, 0..1: below it nothing is trained
     max_timestep: float = 1.0  # share of the schedule, 0..1: above it nothing is trained
 
@@ -206,7 +257,8 @@ class SampleOptions:
 class Output:
     """The file that comes out."""
 
-    format: LoraFormat = LoraFormat.kohya  # kohya or peft
+    format: LoraFormat = LoraFormat.kohya  # of adapters: kohya or peft
+    checkpoint_format: CheckpointFormat = CheckpointFormat.diffusers  # of whole models: diffusers or single_file
     dtype: str = "fp16"  # of the tensors in the file: fp32, fp16 or bf16
     name: str = "final"  # file name without suffix, in the run's folder
     title: Optional[str] = None  # shown by tools that read the header; null: the run's folder

@@ -9,12 +9,23 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from otl.formats.tokenizer import write_clip_tokenizer
 
@@ -105,7 +116,7 @@ def sdxl(folder: Path, *, seed: int = 0) -> Path:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2),
-        cross_attention_dim=64,
+        cross_attention_dim=32 + 48,
         attention_head_dim=(2, 4),
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -116,7 +127,7 @@ def sdxl(folder: Path, *, seed: int = 0) -> Path:
     pipeline = StableDiffusionXLPipeline(
         vae=vae(),
         text_encoder=CLIPTextModel(clip(32)),
-        text_encoder_2=CLIPTextModelWithProjection(clip(32, act="gelu")),
+        text_encoder_2=CLIPTextModelWithProjection(clip(48, act="gelu")),
         tokenizer=tokenizer(folder / "tokenizer", "<|endoftext|>"),
         tokenizer_2=tokenizer(folder / "tokenizer_2", "!"),
         unet=unet,
@@ -127,4 +138,47 @@ def sdxl(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-BUILDERS = {"sd15": sd15, "sd2": sd2, "sdxl": sdxl}
+def t5_tokenizer() -> T5Tokenizer:
+    """One token for each printable letter, with the space that begins a word and without."""
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = ["▁", *letters, *(f"▁{letter}" for letter in letters)]
+    specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return T5Tokenizer(vocab=[*specials, *((piece, -float(len(piece))) for piece in pieces)], extra_ids=10)
+
+
+def pixart_alpha(folder: Path, *, seed: int = 0, sample_size: int = 128) -> Path:
+    """Two transformer blocks of the PixArt kind with their VAE and T5; 128 is the one that is told sizes."""
+    torch.manual_seed(seed)
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,  # a third of the width is that of the embedded sizes
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=24,
+        sample_size=sample_size,
+        caption_channels=32,
+    )
+    words = t5_tokenizer()
+    text = T5Config(
+        vocab_size=len(words),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    pipeline = PixArtAlphaPipeline(
+        tokenizer=words,
+        text_encoder=T5EncoderModel(text),
+        vae=vae(),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+BUILDERS = {"sd15": sd15, "sd2": sd2, "sdxl": sdxl, "pixart_alpha": pixart_alpha}

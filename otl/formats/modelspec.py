@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from otl.formats.files import whole
-from otl.types import LoraState, Size
+from otl.formats.lora import TITLES, rank_of
+from otl.types import AdapterState, LoraLayer, OftLayer, Size
 
 SPEC = "1.0.1"  # https://github.com/Stability-AI/ModelSpec
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -20,27 +21,47 @@ def uniform(values: set[float]) -> str:
     return f"{values.pop():g}" if len(values) == 1 else "Dynamic"
 
 
-def kohya_metadata(state: LoraState, *, base_model_version: str, name: str) -> dict[str, str]:
+def kohya_metadata(
+    state: AdapterState,
+    *,
+    base_model_version: str,
+    name: str,
+    network: str = "networks.lora",
+    arguments: dict[str, str] | None = None,
+) -> dict[str, str]:
     """What A1111, Forge and kohya's own tools look at.
 
     Args:
         base_model_version: kohya's id: "sd_v1", "sdxl_base_v1-0", ...
         name: of the file, without suffix.
+        network: the Python module that trains such files in kohya's scripts.
+        arguments: of that module, as words.
     """
     layers = [layer for part in state.values() for layer in part.values()]
     return {
         "ss_v2": str(base_model_version.startswith("sd_v2")),
         "ss_base_model_version": base_model_version,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": uniform({layer.down.shape[0] for layer in layers}),
-        "ss_network_alpha": uniform({layer.alpha for layer in layers}),
-        "ss_network_args": json.dumps({}),
+        "ss_network_module": network,
+        "ss_network_dim": uniform(
+            {layer.blocks.shape[1] if isinstance(layer, OftLayer) else rank_of(layer) or 0 for layer in layers}
+        ),
+        "ss_network_alpha": uniform({0.0 if isinstance(layer, OftLayer) else layer.alpha for layer in layers}),
+        "ss_network_args": json.dumps(arguments or {}),
         "ss_output_name": name,
     }
 
 
+def described(state: AdapterState, kohya: dict[str, str]) -> str:
+    """One line on what an adapter is."""
+    layer = next(layer for part in state.values() for layer in part.values())
+    title = "DoRA" if isinstance(layer, LoraLayer) and layer.magnitude is not None else TITLES[type(layer)]
+    if isinstance(layer, OftLayer):
+        return f"{title}, blocks of {kohya['ss_network_dim']}"
+    return f"{title}, rank {kohya['ss_network_dim']}, alpha {kohya['ss_network_alpha']}"
+
+
 def lora_metadata(
-    state: LoraState,
+    state: AdapterState,
     *,
     architecture: str,
     base_model_version: str,
@@ -49,6 +70,8 @@ def lora_metadata(
     resolution: Size,
     implementation: str = "diffusers",
     prediction: str = "epsilon",
+    network: str = "networks.lora",
+    arguments: dict[str, str] | None = None,
     description: str | None = None,
     author: str | None = None,
     trigger: str | None = None,
@@ -63,24 +86,44 @@ def lora_metadata(
         resolution: pixels that it was trained at.
         implementation: the code base whose names the keys follow: "diffusers", or the URL of sgm for its spelling.
         prediction: diffusers' prediction_type.
+        network: kohya's name of the Python module that trains such files.
+        arguments: of that module, as words.
         description: None: one line made of the rank.
         trigger: words that call the concept.
         date: None: now.
     """
-    kohya = kohya_metadata(state, base_model_version=base_model_version, name=name)
+    kohya = kohya_metadata(
+        state, base_model_version=base_model_version, name=name, network=network, arguments=arguments
+    )
     fields = {
         "sai_model_spec": SPEC,
         "architecture": f"{architecture}/lora",
         "implementation": implementation,
         "title": title,
         "resolution": f"{resolution.w}x{resolution.h}",  # The specification puts the width first.
-        "description": description or f"LoRA, rank {kohya['ss_network_dim']}, alpha {kohya['ss_network_alpha']}",
+        "description": description or described(state, kohya),
         "author": author,
         "date": (date or datetime.now(UTC)).isoformat(timespec="seconds"),
         "prediction_type": PREDICTIONS.get(prediction, prediction),
         "trigger_phrase": trigger,
     }
     return {f"modelspec.{key}": value for key, value in fields.items() if value is not None} | kohya
+
+
+def checkpoint_metadata(
+    *, architecture: str, title: str, resolution: Size, implementation: str, prediction: str
+) -> dict[str, str]:
+    """The header of a whole model in one file; the arguments are those of `lora_metadata`."""
+    fields = {
+        "sai_model_spec": SPEC,
+        "architecture": architecture,
+        "implementation": implementation,
+        "title": title,
+        "resolution": f"{resolution.w}x{resolution.h}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "prediction_type": PREDICTIONS.get(prediction, prediction),
+    }
+    return {"format": "pt"} | {f"modelspec.{key}": value for key, value in fields.items()}
 
 
 def with_hash(path: Path) -> str:

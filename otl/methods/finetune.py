@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from otl.config import SettingsError
+from otl.config import CheckpointFormat, SettingsError
+from otl.formats import single_file
+from otl.formats.folder import DTYPES
+from otl.formats.modelspec import checkpoint_metadata, with_hash
 from otl.methods.parts import chosen_parts
-from otl.types import ParamGroup
+from otl.types import ParamGroup, Size
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -19,7 +22,8 @@ class Finetune:
     """Every weight of the chosen parts.
 
     Args:
-        parts: part -> {"lr": learning rate or None for the optimizer's}; None or absent: frozen.
+        parts: part -> {"lr": learning rate or None for the optimizer's, "stop_after": when it stops training, below 1 a
+            share of the run, else optimizer steps}; None or absent: frozen.
     """
 
     def __init__(self, *, parts: dict[str, Any] | None = None) -> None:
@@ -28,8 +32,14 @@ class Finetune:
 
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
         """One group of fp32 parameters for each part."""
+        single = module.output_options.checkpoint_format == CheckpointFormat.single_file
+        if single and not module.writes_file:
+            raise SettingsError(
+                f"output.checkpoint_format=single_file: no program reads a whole "
+                f"{type(module).__name__} from one file; leave it at diffusers"
+            )
         groups = []
-        for key, lr in self.parts.items():
+        for key, options in self.parts.items():
             name = module.part_name(key)
             if name == module.image_encoder:
                 raise SettingsError(f"method.parts.{key}: the image encoder cannot be trained by this method")
@@ -37,13 +47,30 @@ class Finetune:
             part.requires_grad_(True)
             if next(part.parameters()).device.type != "meta":
                 part.to(torch.float32)
-            groups.append(ParamGroup(name, list(part.parameters()), lr))
+            groups.append(ParamGroup(name, list(part.parameters()), options.lr, options.stop_after))
         return groups
 
     def export(self, module: DiffusionModule, path: Path) -> Path:
-        """Write the folder `path`, the whole pipeline in diffusers' layout, read it back and compare."""
+        """Write the whole model as the folder `path` or the file `<path>.safetensors`, read it back and compare."""
         from otl.formats.folder import save_pipeline
 
         module.recover()  # a pipeline is whole
+        if module.output_options.checkpoint_format == CheckpointFormat.single_file:
+            return save_file(module, path.with_name(path.name + ".safetensors"))
         with module.sampling_scheduler():  # v-prediction and zero-terminal-SNR belong to the weights
             return save_pipeline(module.pipeline, path, dtype=module.output_options.dtype)
+
+
+def save_file(module: DiffusionModule, path: Path) -> Path:
+    """The whole model in one file of the original code's names."""
+    options = module.output_options
+    header = checkpoint_metadata(
+        architecture=module.architecture,
+        title=options.title or path.stem,
+        resolution=Size(module.data_resolution, module.data_resolution),
+        implementation="https://github.com/Stability-AI/generative-models",
+        prediction=module.noise_schedule.prediction,
+    )
+    single_file.save(module.single_file(), path, header, dtype=DTYPES[options.dtype])
+    with_hash(path)
+    return path

@@ -14,12 +14,15 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from otl import loss, noise, rng
-from otl.config import Loss, NoiseOptions, Output, SampleOptions, SettingsError
-from otl.modules import drawing, loading
+from otl.config import Inpaint, Loss, NoiseOptions, Output, SampleOptions, SettingsError
+from otl.modules import drawing, inpainting, loading
+from otl.timesteps import Timesteps
 from otl.types import Batch, Cond, Method, Noise, ParamGroup, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from otl.methods.embeddings import Embeddings
 
 VALIDATION_TIMESTEPS = 4  # forward passes for each held-out image, at evenly spaced timesteps
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,8 +44,10 @@ class DiffusionModule(LightningModule):
 
     pipeline_class: ClassVar[Any]  # the stock diffusers pipeline
     pipeline_options: ClassVar[dict[str, Any]] = {}  # for its from_pretrained
+    inpaint_pipeline_class: ClassVar[Any] = None  # the stock pipeline for 9 input channels; None: there is none
     part_names: ClassVar[tuple[str, ...]]  # the networks of the pipeline
     denoiser: ClassVar[str]  # which of them predicts the noise
+    learned_variance: ClassVar[bool] = False  # whether it also predicts the variance, in as many channels behind
     image_encoder: ClassVar[str] = "vae"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     resolution: int  # pixels per side that the published weights were trained at
@@ -50,8 +55,10 @@ class DiffusionModule(LightningModule):
     config_name: str  # folder under otl/assets/configs
     file_keys: ClassVar[tuple[str, ...]] = ()  # keys by which a single-file checkpoint is known
     foreign_keys: ClassVar[tuple[str, ...]] = ()  # keys by which one of a related family is known
+    writes_file: ClassVar[bool] = False  # whether `single_file` gives the whole model
     lora_targets: ClassVar[dict[str, dict[str, list[str]]]]  # part -> preset -> patterns
     kohya_prefixes: ClassVar[dict[str, str]]  # part -> prefix of its keys in a LoRA file
+    embedding_keys: ClassVar[dict[str, str]] = {"text_encoder": "emb_params"}  # text encoder -> key in a file
     architecture: ClassVar[str]  # modelspec id
     base_model_version: ClassVar[str]  # kohya's id, ss_base_model_version
     implementation: ClassVar[str] = "diffusers"  # modelspec: whose names the keys of a kohya file follow
@@ -83,6 +90,7 @@ class DiffusionModule(LightningModule):
         self.loss_options: Loss = Loss()
         self.noise_options: NoiseOptions = NoiseOptions()
         self.sample_options: SampleOptions = SampleOptions()
+        self.inpaint_options: Inpaint = Inpaint()
         self.output_options: Output = Output()
         self.seed = 0
         self.total_steps = 0  # optimizer steps of the whole run
@@ -93,6 +101,7 @@ class DiffusionModule(LightningModule):
         self.average: dict[str, Tensor] | None = None  # set by callbacks/ema.py
         self.pipeline: Any = None  # a plain attribute: Lightning sees only what trains
         self.groups: list[ParamGroup] = []
+        self.embeddings: Embeddings | None = None  # the new words, where the method has any
         self.trained = nn.ModuleDict()
         self.released: set[str] = set()  # parts without weights
         self.kept_prompts: dict[str, Cond] = {}  # what to draw, encoded before the text encoders were let go
@@ -114,8 +123,6 @@ class DiffusionModule(LightningModule):
             self.pipeline.scheduler.config,
             prediction=self.prediction,
             zero_snr=self.zero_terminal_snr,
-            low=self.noise_options.min_timestep,
-            high=self.noise_options.max_timestep,
         )
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -134,7 +141,15 @@ class DiffusionModule(LightningModule):
         """[B, C, h, w] noisy latents at timesteps [B] -> the denoiser's prediction, same shape."""
         raise NotImplementedError
 
-    def objective(self, predicted: Tensor, latents: Tensor, clean: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    def objective(
+        self,
+        predicted: Tensor,
+        latents: Tensor,
+        clean: Tensor,
+        noisy: Tensor,
+        t: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """[B] unweighted loss of each sample.
 
         Args:
@@ -142,12 +157,18 @@ class DiffusionModule(LightningModule):
             latents, clean: [B, C, h, w] the picture and the noise that is on it.
             noisy: [B, C, h, w] both mixed.
             t: [B] timesteps, on the CPU.
+            weights: [B, 1, h, w] of each position; None: all alike.
         """
+        return self.distance(predicted, self.noise_schedule.target(latents, clean, t), t, weights)
+
+    def distance(self, predicted: Tensor, target: Tensor, t: Tensor, weights: Tensor | None = None) -> Tensor:
+        """[B] the distance of the settings (`loss.type` or `loss.mix`) between two [B, C, h, w]; see `objective`."""
         return loss.distance(
             predicted,
-            self.noise_schedule.target(latents, clean, t),
-            type=self.loss_options.type.value,
-            huber_delta=self.loss_options.huber_delta,
+            target,
+            factors=loss.factors(self.loss_options),
+            huber_delta=loss.huber_delta(self.loss_options, self.noise_schedule, t),
+            weights=weights,
         )
 
     def prompt_arguments(self, cond: Cond, uncond: Cond) -> dict[str, Any]:
@@ -181,6 +202,10 @@ class DiffusionModule(LightningModule):
         """part -> class of the network, to build it without weights."""
         raise NotImplementedError
 
+    def single_file(self) -> dict[str, Tensor]:
+        """The whole model under the names of the original code's files; a family that has such says `writes_file`."""
+        raise NotImplementedError
+
     def denoiser_names(self, paths: list[str]) -> dict[str, str]:
         """Paths of the denoiser's layers -> their spelling in a LoRA file."""
         return {path: path for path in paths}
@@ -192,6 +217,8 @@ class DiffusionModule(LightningModule):
         if self.pipeline is None:
             self.pipeline = self.load_pipeline()
             self.prepare()
+            if self.inpaints:
+                self.pipeline = inpainting.stock_pipeline(self)
 
     def build_skeleton(self) -> None:
         """The same without weights, on the meta device: enough to plan."""
@@ -214,10 +241,15 @@ class DiffusionModule(LightningModule):
         for name in self.part_names:
             self.part(name).requires_grad_(False).eval()
         self.noise_schedule = self.make_noise()
+        self.timesteps = Timesteps.of(self.noise_options)
+        loss.refuse(self.loss_options, self.noise_schedule.prediction)
+        self.last_snr = noise.last_snr(self.noise_schedule) if self.noise_options.offset_generalized else None
         if self.method is not None:
             self.groups = self.method.attach(self)
             names = [name for name in self.part_names if any(p.requires_grad for p in self.part(name).parameters())]
             self.trained = nn.ModuleDict({name: self.part(name).train() for name in names})
+            if self.embeddings is not None:
+                self.embeddings.settle(self)
         if self.gradient_checkpointing:
             for part in self.trained.values():
                 enable_checkpointing(part)
@@ -249,6 +281,13 @@ class DiffusionModule(LightningModule):
                 f"{', '.join(part for part in self.part_names if part != self.denoiser)}"
             )
         return name
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the denoiser takes a mask and the masked picture beside the noisy latents."""
+        if self.inpaint_pipeline_class is None:
+            return False
+        return self.part("denoiser").config.in_channels == inpainting.CHANNELS  # type: ignore[union-attr]
 
     @property
     def trains_text(self) -> bool:
@@ -297,6 +336,7 @@ class DiffusionModule(LightningModule):
     def on_fit_start(self) -> None:
         """Fill the cache, then let the encoders go or put them out of the way."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        inpainting.check_data(self, data)
         self.move_frozen(self.device)
         if not data.cached:
             return
@@ -306,7 +346,8 @@ class DiffusionModule(LightningModule):
             texts = [*options.prompts, options.negative_prompt] if options.prompts else []
             self.kept_prompts = drawing.encoded(self, texts, batch_size=options.batch_size)
             self.release(self.text_encoders)
-        self.move_frozen(torch.device("cpu"), all_but=self.text_encoders)
+        needed = (self.image_encoder,) if self.inpaints and not data.caches_masked else ()
+        self.move_frozen(torch.device("cpu"), all_but=(*self.text_encoders, *needed))
 
     track: Any = None  # set by tasks/train.py: shows the cache's progress
 
@@ -333,6 +374,13 @@ class DiffusionModule(LightningModule):
         losses = self.losses(batch, u=rng.uniforms(batch.key.cpu(), "timestep"), stream="noise")
         mean = losses.mean()
         return {"loss": mean, "losses": losses.detach(), "images": len(losses)}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """All but what the random numbers follow from: the CPU draws them, and must not wait for the device."""
+        if device.type == "cpu":
+            return batch
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved._replace(index=batch.index, key=batch.key)
 
     gradient_norm: float | None = None  # of this optimizer step, where callbacks/guard.py has measured it
 
@@ -367,21 +415,35 @@ class DiffusionModule(LightningModule):
             stream: names the noise, a function of (batch.key, stream).
         """
         latents, cond = self.encode(batch)
-        clean = self.draw_noise(batch, latents, stream)
-        t = self.noise_schedule.sample(u)  # on the CPU, so that nothing waits for the device
-        noisy = self.noise_schedule.add(latents, self.perturbed(clean, batch), t)
-        predicted = self.predict(noisy, t.to(self.device), cond, batch)
-        each = self.objective(predicted, latents, clean, noisy, t)
-        return each * self.loss_weight(t).to(each) * batch.weight.to(each)
+        t = self.noise_schedule.sample(self.timesteps(u))  # on the CPU, so that nothing waits for the device
+        clean = self.draw_noise(batch, latents, t, stream)
+        perturbed = noise.perturbed(clean, batch.key.cpu(), stream, self.noise_options.perturbation)
+        noisy = self.noise_schedule.add(latents, perturbed, t)
+        predicted = self.predict(self.denoiser_input(noisy, batch), t.to(self.device), cond, batch)
+        each = self.objective(predicted, latents, clean, noisy, t, self.position_weights(batch, latents))
+        weight = loss.timestep_weight(self.loss_options, self.noise_schedule, t)
+        each = each if weight is None else each * weight.to(each)
+        return each * batch.weight.to(each)
 
-    def loss_weight(self, t: Tensor) -> Tensor:
-        """[B] timesteps -> [B] multipliers."""
-        return loss.snr_weight(
-            self.noise_schedule.snr(t),
-            weight=self.loss_options.weight.value,
-            gamma=self.loss_options.gamma,
-            prediction=getattr(self.noise_schedule, "prediction", "epsilon"),
+    def position_weights(self, batch: Batch, latents: Tensor) -> Tensor | None:
+        """[B, 1, h, w] weights of the latents' positions in the loss; None: all alike.
+
+        Raises:
+            SettingsError: the loss is masked, and the data gives no masks.
+        """
+        options = self.loss_options
+        if not options.masked:
+            return None
+        if batch.mask is None:
+            raise SettingsError("loss.masked=true, but this run has no masks: set loss.masked=false")
+        h, w = latents.shape[-2:]
+        return loss.position_weights(
+            batch.mask, (h, w), unmasked=options.unmasked_weight, normalize=options.normalize_masked_area
         )
+
+    def denoiser_input(self, noisy: Tensor, batch: Batch) -> Tensor:
+        """[B, C, h, w] noisy latents -> what `predict` takes: with mask and masked picture behind them, or as it is."""
+        return inpainting.denoiser_input(self, noisy, batch) if self.inpaints else noisy
 
     def encode(self, batch: Batch) -> tuple[Tensor, Cond]:
         """What the cache gave, or else encoded now."""
@@ -392,25 +454,14 @@ class DiffusionModule(LightningModule):
         cond = batch.cond if batch.cond is not None else self.encode_prompt(batch.captions)
         return latents, cond
 
-    def draw_noise(self, batch: Batch, latents: Tensor, stream: str) -> Tensor:
+    def draw_noise(self, batch: Batch, latents: Tensor, t: Tensor, stream: str) -> Tensor:
         """[B, C, h, w] the noise of (batch.key, stream); drawn by the loader already where it could."""
-        shape = tuple(latents.shape[1:])
+        keys = batch.key.cpu()
         drawn = batch.noise if stream == "noise" and batch.noise is not None else None
         if drawn is None:
-            drawn = rng.normals(batch.key.cpu(), shape, stream)
-        offset = self.noise_options.offset
-        per_channel = rng.normals(batch.key.cpu(), shape[:1], "offset") if offset else None
-        return noise.shaped(drawn.to(latents), per_channel, offset=offset)
-
-    def perturbed(self, drawn: Tensor, batch: Batch) -> Tensor:
-        """The noise that the input gets: with perturbation, a little more than the target knows of.
-
-        Source: https://arxiv.org/abs/2301.11706.
-        """
-        strength = self.noise_options.perturbation
-        if not strength:
-            return drawn
-        return drawn + strength * rng.normals(batch.key.cpu(), tuple(drawn.shape[1:]), "perturbation").to(drawn)
+            drawn = rng.normals(keys, tuple(latents.shape[1:]), stream)
+        scale = None if self.last_snr is None else noise.offset_scale(self.noise_schedule.snr(t), self.last_snr)
+        return noise.shaped(drawn.to(latents), keys, stream, self.noise_options, scale)
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer is not None and self.lr_schedule is not None
@@ -419,6 +470,8 @@ class DiffusionModule(LightningModule):
             for group in self.groups
         ]
         optimizer = self.optimizer(groups)
+        if self.embeddings is not None:  # here, so that an average is taken afterwards
+            optimizer.register_step_post_hook(self.embeddings.after_step)
         schedule, total = self.lr_schedule, self.total_steps
         by_step = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
@@ -435,8 +488,13 @@ class DiffusionModule(LightningModule):
         guidance: float = 7.0,
         size: Size | None = None,
         batch_size: int = 4,
+        canvases: list[inpainting.Canvas] | None = None,
     ) -> list[Image]:
-        """One picture for each pair of prompt and seed, by the stock pipeline. The same on every call."""
+        """One picture for each pair of prompt and seed, by the stock pipeline. The same on every call.
+
+        Args:
+            canvases: what an inpainting model paints in, one for each pair; None: all of an empty picture.
+        """
         return drawing.draw(
             self,
             prompts,
@@ -446,6 +504,7 @@ class DiffusionModule(LightningModule):
             guidance=guidance,
             size=size or Size(self.data_resolution, self.data_resolution),
             batch_size=batch_size,
+            canvases=canvases,
         )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -192,10 +192,9 @@ class ShapeTokenizer:
     def __init__(self, config: Path) -> None:
         self.model_max_length: int = json.loads(config.read_text())["model_max_length"]
 
-    def __call__(self, captions: list[str], **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(
-            input_ids=torch.zeros(len(captions), self.model_max_length, dtype=torch.long, device="meta")
-        )
+    def __call__(self, captions: list[str], *, max_length: int | None = None, **_: Any) -> SimpleNamespace:
+        ids = torch.zeros(len(captions), max_length or self.model_max_length, dtype=torch.long, device="meta")
+        return SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def meta_part(folder: Path, part_class: Any) -> nn.Module:

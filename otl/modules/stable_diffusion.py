@@ -6,10 +6,12 @@ import contextlib
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from otl.formats import single_file
+from otl.formats.single_file import clip
 from otl.modules.base import DiffusionModule
 from otl.types import Batch, Cond
 
@@ -21,6 +23,7 @@ class StableDiffusion(DiffusionModule):
     """A UNet over 4-channel latents at an eighth of the size, led by the last layer of CLIP-L, 77 tokens."""
 
     pipeline_class = StableDiffusionPipeline
+    inpaint_pipeline_class = StableDiffusionInpaintPipeline
     pipeline_options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     part_names = ("unet", "vae", "text_encoder")
     denoiser = "unet"
@@ -29,6 +32,7 @@ class StableDiffusion(DiffusionModule):
     config_name = "sd15"
     file_keys = ("model.diffusion_model.output_blocks.11.0.skip_connection.weight",)
     foreign_keys = ("cond_stage_model.model.transformer.resblocks.22.ln_1.weight",)
+    writes_file = True
     lora_targets = {"unet": UNET_TARGETS, "text_encoder": CLIP_TARGETS}
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
     architecture = "stable-diffusion-v1"
@@ -54,6 +58,16 @@ class StableDiffusion(DiffusionModule):
         unet = self.pipeline.unet
         dtype = next(unet.parameters()).dtype  # unet.dtype goes through all of them: milliseconds
         return unet(noisy.to(dtype), t, encoder_hidden_states=cond["hidden"].to(dtype)).sample
+
+    def single_file(self) -> dict[str, Tensor]:
+        text = clip("cond_stage_model.transformer", self.part("text_encoder").state_dict())
+        return original_images(self) | text
+
+
+def original_images(module: DiffusionModule) -> dict[str, Tensor]:
+    """UNet and VAE under the names of the original code."""
+    unet, vae = module.part("unet"), module.part("vae")
+    return single_file.unet(dict(unet.config), unet.state_dict()) | single_file.vae(dict(vae.config), vae.state_dict())
 
 
 def encode_vae(vae: AutoencoderKL, pixels: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from otl.modules.stable_diffusion import StableDiffusion
+from torch import Tensor
+
+from otl.formats.single_file import open_clip
+from otl.modules.stable_diffusion import StableDiffusion, original_images
 
 
 class StableDiffusion2(StableDiffusion):
@@ -14,6 +17,9 @@ class StableDiffusion2(StableDiffusion):
     config_name = "sd21"
     file_keys = (*StableDiffusion.file_keys, "cond_stage_model.model.transformer.resblocks.22.ln_1.weight")
     foreign_keys = ()
+
+    def single_file(self) -> dict[str, Tensor]:
+        return original_images(self) | open_clip("cond_stage_model.model", self.part("text_encoder").state_dict())
 
     @property
     def architecture(self) -> str:  # type: ignore[override]

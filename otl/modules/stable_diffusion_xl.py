@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from otl.formats.original import sgm_unet_names
+from otl.formats.single_file import clip, marks, open_clip
 from otl.modules.base import DiffusionModule
-from otl.modules.stable_diffusion import CLIP_TARGETS, UNET_TARGETS, decode_vae, encode_vae, tokenize
+from otl.modules.stable_diffusion import CLIP_TARGETS, UNET_TARGETS, decode_vae, encode_vae, original_images, tokenize
 from otl.types import Batch, Cond
 
 
@@ -20,6 +21,7 @@ class StableDiffusionXL(DiffusionModule):
     sizes of file, crop and bucket (https://arxiv.org/abs/2307.01952, section 2.2)."""
 
     pipeline_class = StableDiffusionXLPipeline
+    inpaint_pipeline_class = StableDiffusionXLInpaintPipeline
     pipeline_options = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
     part_names = ("unet", "vae", "text_encoder", "text_encoder_2")
     denoiser = "unet"
@@ -28,8 +30,10 @@ class StableDiffusionXL(DiffusionModule):
     bucket_step = 64
     config_name = "sdxl"
     file_keys = ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",)
+    writes_file = True
     lora_targets = {"unet": UNET_TARGETS, "text_encoder": CLIP_TARGETS, "text_encoder_2": CLIP_TARGETS}
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    embedding_keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     architecture = "stable-diffusion-xl-v1-base"
     base_model_version = "sdxl_base_v1-0"
     implementation = "https://github.com/Stability-AI/generative-models"
@@ -46,6 +50,13 @@ class StableDiffusionXL(DiffusionModule):
     def denoiser_names(self, paths: list[str]) -> dict[str, str]:
         """The names of the original code (sgm), which kohya's files carry for SDXL."""
         return sgm_unet_names(dict(self.pipeline.unet.config), paths)
+
+    def single_file(self) -> dict[str, Tensor]:
+        first = clip("conditioner.embedders.0.transformer", self.part("text_encoder").state_dict())
+        second = open_clip("conditioner.embedders.1.model", self.part("text_encoder_2").state_dict())
+        snr_is_zero = self.noise_schedule.snr(self.noise_schedule.sample(torch.ones(1)))[0] == 0
+        kind = marks(prediction=self.noise_schedule.prediction, zero_terminal_snr=bool(snr_is_zero))
+        return original_images(self) | first | second | kind
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         return encode_vae(self.pipeline.vae, pixels)
