@@ -46,6 +46,16 @@ def upright_size(image: Image.Image) -> Size:
     return Size(*sides)
 
 
+def header_size(path: Path) -> Size:
+    """The upright size of a file, from its header alone.
+
+    Raises:
+        One of UNREADABLE.
+    """
+    with Image.open(path) as image:
+        return upright_size(image)
+
+
 def load(path: Path, background: str) -> Image.Image:
     """The image as RGB, upright, in sRGB, of an animation the first frame.
 

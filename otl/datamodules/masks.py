@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -90,8 +89,7 @@ def _unfit(sample: Sample) -> str | None:
     if sample.mask is None:
         return None
     try:
-        with Image.open(sample.mask) as image:
-            size = images.upright_size(image)
+        size = images.header_size(sample.mask)
     except images.UNREADABLE as error:
         return f"{sample.mask}: {error}"
     if fits(size, sample.size):

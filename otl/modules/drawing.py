@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from otl.modules import inpainting
 from otl.types import Cond, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from otl.modules.base import DiffusionModule
+    from otl.modules.inpainting import Canvas
 
 
 @torch.no_grad()
@@ -28,8 +30,15 @@ def draw(
     guidance: float,
     size: Size,
     batch_size: int,
+    canvases: list[Canvas] | None = None,
 ) -> list[Image]:
-    """One picture for each pair of prompt and seed. The same on every call; the module is left as it was."""
+    """One picture for each pair of prompt and seed. The same on every call; the module is left as it was.
+
+    Args:
+        canvases: what an inpainting model paints in, one for each pair; None: all of an empty picture.
+    """
+    if canvases is None and module.inpaints:
+        canvases = [inpainting.empty(size)] * len(prompts)
     pictures: list[Image] = []
     with as_it_was(module):
         conds = encoded(module, [*prompts, negative_prompt], batch_size=batch_size)
@@ -39,9 +48,11 @@ def draw(
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
             uncond = [conds[negative_prompt]] * len(texts)
             with module.autocast(), sampling_scheduler(module):
-                latents = module.sample(
+                latents = latents_of(
+                    module,
                     stacked([conds[text] for text in texts], module.device),
                     stacked(uncond, module.device),
+                    canvases and canvases[chosen],
                     generators=generators,
                     steps=steps,
                     guidance=guidance,
@@ -51,6 +62,16 @@ def draw(
                 pixels = module.decode_sample(latents[row : row + 1], [text], generators=generators[row : row + 1])
                 pictures += to_pictures(pixels)
     return pictures
+
+
+def latents_of(
+    module: DiffusionModule, cond: Cond, uncond: Cond, canvases: list[Canvas] | None, **options: Any
+) -> Tensor:
+    """[B, C, h, w] by the family's own sampling, or by the stock inpainting pipeline."""
+    if canvases is None:
+        return module.sample(cond, uncond, **options)
+    with without_text_encoders(module):
+        return inpainting.sample(module, cond, uncond, canvases, **options)
 
 
 def encoded(module: DiffusionModule, prompts: list[str], *, batch_size: int) -> dict[str, Cond]:
@@ -111,8 +132,7 @@ def without_text_encoders(module: DiffusionModule) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, part in own.items():
-            setattr(module.pipeline, name, part)
+        module.pipeline.register_modules(**own)  # setting them would leave them out of its config, and so of exports
 
 
 @contextlib.contextmanager
