@@ -61,8 +61,18 @@ class Batch(NamedTuple):
 class Noise(Protocol):
     """A noise schedule: how a family's latents are noised and what its denoiser predicts."""
 
+    prediction: str
+    """What the denoiser predicts: "epsilon", "v_prediction", "sample", or "flow" (noise minus latents)."""
+
     def sample(self, u: Tensor) -> Tensor:
-        """[B] uniform in 0..1 -> [B] timesteps as the denoiser takes them."""
+        """[B] shares of the schedule, 0 the picture and 1 noise -> [B] timesteps as the denoiser takes them.
+
+        The settings of `noise`, distribution and range, have made `u` already: see otl/timesteps.py.
+        """
+        ...
+
+    def share(self, t: Tensor) -> Tensor:
+        """[B] timesteps -> [B] float64 shares of the schedule."""
         ...
 
     def add(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
@@ -104,6 +114,7 @@ class ParamGroup:
     name: str  # "unet", "text_encoder", ...
     params: list[nn.Parameter]
     lr: float | None = None  # None: the optimizer's own
+    stop_after: float | None = None  # None: never; below 1 a share of the run, else optimizer steps
 
 
 class Method(Protocol):
@@ -147,12 +158,62 @@ Progress = Callable[[Iterable[Any], str, int], Iterator[Any]]
 
 @dataclass
 class LoraLayer:
-    """One adapted layer of a LoRA: delta = alpha / rank * up @ down."""
+    """One layer of a LoRA: delta = alpha / rank * up @ down (https://arxiv.org/abs/2106.09685).
+
+    With a magnitude it is a DoRA: weight + delta, each output's row brought to the length that the magnitude says
+    (https://arxiv.org/abs/2402.09353).
+    """
 
     down: Tensor  # [rank, in] or [rank, in, kh, kw]
     up: Tensor  # [out, rank] or [out, rank, 1, 1]
     alpha: float
+    magnitude: Tensor | None = None  # [out]
 
 
-LoraState = dict[str, dict[str, LoraLayer]]
+@dataclass
+class LohaLayer:
+    """One layer of a LoHa: delta = alpha / rank * (w1_a @ w1_b) * (w2_a @ w2_b) (https://arxiv.org/abs/2108.06098).
+
+    A convolution's kernel is flattened, or carried by t1 and t2 (Tucker), and then w1_a and w2_a lie [rank, out].
+    """
+
+    w1_a: Tensor  # [out, rank]
+    w1_b: Tensor  # [rank, in * kh * kw], Tucker [rank, in]
+    w2_a: Tensor
+    w2_b: Tensor
+    alpha: float
+    t1: Tensor | None = None  # [rank, rank, kh, kw]
+    t2: Tensor | None = None
+
+
+@dataclass
+class LokrLayer:
+    """One layer of a LoKr: delta = alpha / rank * kron(w1, w2) (https://arxiv.org/abs/2309.14859).
+
+    Each factor is whole or a product of two. Where both are whole there is no rank, and alpha does nothing.
+    """
+
+    alpha: float
+    w1: Tensor | None = None  # [a, c] with out = a * b and in = c * d
+    w1_a: Tensor | None = None  # [a, rank]
+    w1_b: Tensor | None = None  # [rank, c]
+    w2: Tensor | None = None  # [b, d] or [b, d, kh, kw]
+    w2_a: Tensor | None = None  # [b, rank], Tucker [rank, b]
+    w2_b: Tensor | None = None  # [rank, d * kh * kw], Tucker [rank, d]
+    t2: Tensor | None = None  # [rank, rank, kh, kw]
+
+
+@dataclass
+class OftLayer:
+    """One layer of an OFT: the outputs' weights rotated block by block (https://arxiv.org/abs/2306.07280).
+
+    With Q = blocks - blocks^T, which is skew, the rotation is Cayley's (I + Q) (I - Q)^-1.
+    """
+
+    blocks: Tensor  # [out / size, size, size]
+
+
+AdapterLayer = LoraLayer | LohaLayer | LokrLayer | OftLayer
+AdapterState = dict[str, dict[str, AdapterLayer]]
 """part ("unet", "text_encoder", ...) -> module path inside the part -> layer."""
+LoraState = AdapterState

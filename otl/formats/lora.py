@@ -1,21 +1,37 @@
-"""LoRA files: between the adapter's state and the names that kohya, ComfyUI, A1111 and diffusers read."""
+"""Adapter files: between the adapter's state and the names that kohya, LyCORIS, ComfyUI, A1111 and diffusers read."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from otl.config import SettingsError
-from otl.formats.files import listed
+from otl.formats.files import listed as listed
 from otl.formats.files import read as read
 from otl.formats.files import write as write
-from otl.types import LoraLayer, LoraState
+from otl.types import AdapterLayer, AdapterState, LohaLayer, LokrLayer, LoraLayer, OftLayer
 
-KOHYA = {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
-PEFT = {".lora_A.weight": "down", ".lora_B.weight": "up"}
+HADAMARD = {name: f".hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}
+KRONECKER = {name: f".lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")}
+Ends = dict[type[AdapterLayer], dict[str, str]]
+"""kind of layer -> field -> how its key ends."""
+
+KOHYA: Ends = {  # kohya's names for LoRA, LyCORIS's for the others
+    LoraLayer: {"down": ".lora_down.weight", "up": ".lora_up.weight", "magnitude": ".dora_scale"},
+    LohaLayer: HADAMARD,
+    LokrLayer: KRONECKER,
+    OftLayer: {"blocks": ".oft_blocks"},
+}
+PEFT: Ends = {
+    LoraLayer: {"down": ".lora_A.weight", "up": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"},
+    LohaLayer: HADAMARD,
+    LokrLayer: KRONECKER,
+}
+OFT_ALPHA = 1e4  # readers limit the length of Q by it, each in its way; 0 is no limit to some, no rotation to others
 CLIP_ROOTS = ("embeddings.", "encoder.layers.", "final_layer_norm")
 
 
@@ -34,11 +50,12 @@ def text_names(module_names: Iterable[str]) -> dict[str, str]:
 
 
 def kohya_key(prefix: str, path: str) -> str:
-    return f"{prefix}_{path.replace('.', '_')}"
+    """A prefix with a dot at its end leaves the path as it is: "transformer." is what ComfyUI reads for PixArt."""
+    return f"{prefix}{path}" if prefix.endswith(".") else f"{prefix}_{path.replace('.', '_')}"
 
 
-def to_kohya(state: LoraState, *, prefixes: dict[str, str], names: dict[str, dict[str, str]]) -> dict[str, Tensor]:
-    """The adapter under kohya's keys, with the true alpha.
+def to_kohya(state: AdapterState, *, prefixes: dict[str, str], names: dict[str, dict[str, str]]) -> dict[str, Tensor]:
+    """The adapter under kohya's and LyCORIS's keys, with the true alpha.
 
     Args:
         prefixes: part -> what its keys begin with: "lora_unet", "lora_te", "lora_te1", ...
@@ -53,13 +70,18 @@ def to_kohya(state: LoraState, *, prefixes: dict[str, str], names: dict[str, dic
             key = kohya_key(prefixes[part], names.get(part, {}).get(path, path))
             if f"{key}.alpha" in tensors:
                 raise ValueError(f"{part}: {path} and another module would both be {key}")
-            tensors[f"{key}.lora_down.weight"] = layer.down
-            tensors[f"{key}.lora_up.weight"] = layer.up
-            tensors[f"{key}.alpha"] = torch.tensor(float(layer.alpha))
+            for field, tensor in tensors_of(layer).items():
+                tensors[f"{key}{KOHYA[type(layer)][field]}"] = tensor
+            if isinstance(layer, LoraLayer) and layer.magnitude is not None:
+                ones = [1] * (layer.down.dim() - 1)
+                tensors[f"{key}.dora_scale"] = layer.magnitude.reshape(-1, *ones)
+            tensors[f"{key}.alpha"] = torch.tensor(OFT_ALPHA if isinstance(layer, OftLayer) else float(layer.alpha))
     return tensors
 
 
-def from_kohya(tensors: dict[str, Tensor], *, prefixes: dict[str, str], names: dict[str, dict[str, str]]) -> LoraState:
+def from_kohya(
+    tensors: dict[str, Tensor], *, prefixes: dict[str, str], names: dict[str, dict[str, str]]
+) -> AdapterState:
     """The inverse of `to_kohya`. A layer without alpha has alpha = rank, as everywhere.
 
     Args:
@@ -74,21 +96,23 @@ def from_kohya(tensors: dict[str, Tensor], *, prefixes: dict[str, str], names: d
         for part, prefix in prefixes.items()
         for path, spelled in names.get(part, {}).items()
     }
-    return gather(tensors, fields=KOHYA, owners=owners)
+    return gather(tensors, ends=by_end(KOHYA), owners=owners)
 
 
-def to_peft(state: LoraState) -> dict[str, Tensor]:
-    """The adapter under diffusers' own keys. Alpha is folded into B, because readers take it to be the rank."""
+def to_peft(state: AdapterState) -> dict[str, Tensor]:
+    """The adapter under PEFT's own keys. Alpha is folded into the weights, because readers take it to be the rank."""
     tensors: dict[str, Tensor] = {}
     for part, layers in state.items():
         for path, layer in layers.items():
             key = f"{part}.{portable_text_path(path)}"
-            tensors[f"{key}.lora_A.weight"] = layer.down
-            tensors[f"{key}.lora_B.weight"] = layer.up * (layer.alpha / layer.down.shape[0])
+            for field, tensor in tensors_of(folded(layer)).items():
+                tensors[f"{key}{PEFT[type(layer)][field]}"] = tensor
+            if isinstance(layer, LoraLayer) and layer.magnitude is not None and layer.down.dim() == 4:
+                tensors[f"{key}.lora_magnitude_vector"] = layer.magnitude.reshape(1, -1, 1, 1)
     return tensors
 
 
-def from_peft(tensors: dict[str, Tensor], *, modules: dict[str, Iterable[str]]) -> LoraState:
+def from_peft(tensors: dict[str, Tensor], *, modules: Mapping[str, Iterable[str]]) -> AdapterState:
     """The inverse of `to_peft`: alpha is the rank.
 
     Args:
@@ -98,92 +122,150 @@ def from_peft(tensors: dict[str, Tensor], *, modules: dict[str, Iterable[str]]) 
         SettingsError: a key belongs to none of the modules, or a layer is incomplete.
     """
     owners = {f"{part}.{portable_text_path(path)}": (part, path) for part, paths in modules.items() for path in paths}
-    return gather(tensors, fields=PEFT, owners=owners)
+    return gather(tensors, ends=by_end(PEFT), owners=owners)
 
 
-def gather(tensors: dict[str, Tensor], *, fields: dict[str, str], owners: dict[str, tuple[str, str]]) -> LoraState:
+def tensors_of(layer: AdapterLayer) -> dict[str, Tensor]:
+    """The fields of a layer that hold tensors."""
+    return {name: value for name, value in vars(layer).items() if isinstance(value, Tensor)}
+
+
+def folded(layer: AdapterLayer) -> AdapterLayer:
+    """The same delta with alpha = rank."""
+    rank = rank_of(layer)
+    if isinstance(layer, OftLayer) or rank is None:
+        return layer
+    scale = layer.alpha / rank
+    first = next(field for field in ("up", "w2_a", "w2", "w1_a") if getattr(layer, field, None) is not None)
+    values: dict[str, Any] = vars(layer) | {first: getattr(layer, first) * scale, "alpha": float(rank)}
+    return type(layer)(**values)
+
+
+def rank_of(layer: AdapterLayer) -> int | None:
+    """Inner dimension; None where a layer has none."""
+    if isinstance(layer, LoraLayer):
+        return layer.down.shape[0]
+    if isinstance(layer, OftLayer):
+        return None
+    down = layer.w1_b if layer.w1_b is not None else layer.w2_b
+    return None if down is None else down.shape[0]
+
+
+def by_end(ends: Ends) -> dict[str, tuple[type[AdapterLayer], str]]:
+    """How a key ends -> kind of layer and field."""
+    return {end: (kind, field) for kind, of_kind in ends.items() for field, end in of_kind.items()}
+
+
+def gather(
+    tensors: dict[str, Tensor],
+    *,
+    ends: dict[str, tuple[type[AdapterLayer], str]],
+    owners: dict[str, tuple[str, str]],
+) -> AdapterState:
     """Put the tensors of each layer together.
 
     Args:
-        fields: end of a key -> field of the layer.
+        ends: how a key ends -> kind of layer and field; ".alpha" goes with any.
         owners: key without its end -> part and module path.
 
     Raises:
         SettingsError: a key belongs to none of the modules, or a layer is incomplete.
     """
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    kinds: dict[tuple[str, str], type[AdapterLayer]] = {}
     leftover = []
     for key, tensor in tensors.items():
-        end = next((end for end in fields if key.endswith(end)), "")
+        end = next((end for end in (*ends, ".alpha") if key.endswith(end)), "")
         owner = owners.get(key.removesuffix(end)) if end else None
-        if owner is None:
+        kind, field = ends.get(end, (None, "alpha"))
+        if owner is None or (kind is not None and kinds.setdefault(owner, kind) is not kind):
             leftover.append(key)
         else:
-            found.setdefault(owner, {})[fields[end]] = tensor
+            # PEFT lays a convolution's magnitudes out as [1, out, 1, 1].
+            found.setdefault(owner, {})[field] = tensor.flatten() if "magnitude" in end else tensor
+    leftover += [f"the alpha of {part}.{path}" for part, path in found.keys() - kinds.keys()]
     if leftover:
         raise SettingsError(f"not a LoRA of this model: {len(leftover)} keys fit no module: {listed(sorted(leftover))}")
-    state: LoraState = {}
+    state: AdapterState = {}
     for (part, path), layer in found.items():
-        state.setdefault(part, {})[path] = complete(f"{part}.{path}", layer)
+        state.setdefault(part, {})[path] = complete(f"{part}.{path}", kinds[part, path], layer)
     return state
 
 
-def complete(name: str, layer: dict[str, Tensor]) -> LoraLayer:
+def complete(name: str, kind: type[AdapterLayer], layer: dict[str, Tensor]) -> AdapterLayer:
     """The layer of its tensors.
 
     Raises:
-        SettingsError: one is missing, or the ranks of both differ.
+        SettingsError: one is missing, or they do not fit each other.
     """
-    if missing := {"down", "up"} - layer.keys():
-        raise SettingsError(f"incomplete LoRA: {name} has no {missing.pop()} matrix")
-    down, up = layer["down"], layer["up"]
+    if kind is LokrLayer:
+        missing = [w for w in ("w1", "w2") if w not in layer and not {f"{w}_a", f"{w}_b"} <= layer.keys()]
+    else:
+        missing = [field.name for field in fields(kind) if field.name in REQUIRED[kind] and field.name not in layer]
+    if missing:
+        raise SettingsError(f"incomplete {TITLES[kind]}: {name} has no {missing[0]} matrix")
+    if kind is OftLayer:
+        return oft_layer(name, layer["blocks"], limit=float(layer.get("alpha", 0)))
+    if kind is LoraLayer:
+        check_ranks(name, layer["down"], layer["up"])
+        if "magnitude" in layer:
+            layer["magnitude"] = magnitude(name, layer["magnitude"], layer["up"])
+    alpha = layer.pop("alpha", None)
+    whole: AdapterLayer = kind(**layer, alpha=0.0)  # type: ignore[call-arg]
+    assert not isinstance(whole, OftLayer)
+    whole.alpha = float(alpha) if alpha is not None else float(rank_of(whole) or 1)
+    return whole
+
+
+REQUIRED: dict[type[AdapterLayer], tuple[str, ...]] = {
+    LoraLayer: ("down", "up"),
+    LohaLayer: ("w1_a", "w1_b", "w2_a", "w2_b"),
+    OftLayer: ("blocks",),
+}
+TITLES = {LoraLayer: "LoRA", LohaLayer: "LoHa", LokrLayer: "LoKr", OftLayer: "OFT"}
+
+
+def check_ranks(name: str, down: Tensor, up: Tensor) -> None:
+    """Refuse a layer whose matrices do not meet."""
     if up.shape[1] != down.shape[0]:
         raise SettingsError(
             f"broken LoRA: {name} is rank {down.shape[0]} on the way down and {up.shape[1]} on the way up"
         )
-    return LoraLayer(down=down, up=up, alpha=float(layer["alpha"]) if "alpha" in layer else float(down.shape[0]))
+
+
+def magnitude(name: str, scale: Tensor, up: Tensor) -> Tensor:
+    """DoRA's magnitudes [out] from a file's [out], [out, 1] or [out, 1, 1, 1].
+
+    Raises:
+        SettingsError: they are one for each input, as some trainers have it.
+    """
+    outputs = up.shape[0]
+    if scale.shape[0] != outputs or scale.numel() != outputs:
+        raise SettingsError(
+            f"{name}: dora_scale {tuple(scale.shape)} is one for each input; only one for each of the {outputs} "
+            "outputs can be trained further"
+        )
+    return scale.flatten()
+
+
+def oft_layer(name: str, blocks: Tensor, *, limit: float) -> OftLayer:
+    """The layer, its Q no longer than the file's alpha allows.
+
+    Args:
+        limit: times the number of outputs, the longest Q; 0 is none: kohya's and LyCORIS's meaning of alpha.
+
+    Raises:
+        SettingsError: the blocks are not square.
+    """
+    if blocks.dim() != 3 or blocks.shape[1] != blocks.shape[2]:
+        raise SettingsError(f"broken OFT: the blocks of {name} are {tuple(blocks.shape)}, not [number, size, size]")
+    length = (blocks - blocks.transpose(1, 2)).float().norm().item()
+    longest = limit * blocks.shape[0] * blocks.shape[1]
+    return OftLayer(blocks * (longest / length) if 0 < longest < length else blocks)
 
 
 def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a file in the dtype it is written in. Alphas stay fp32: they are scalars, and exact."""
-    return {key: tensor if key.endswith(".alpha") else tensor.to(dtype) for key, tensor in tensors.items()}
-
-
-def delta(layer: LoraLayer) -> Tensor:
-    """What the layer adds to its weight: [out, in] or [out, in, kh, kw]."""
-    scale = layer.alpha / layer.down.shape[0]
-    product = layer.up.flatten(1) @ layer.down.flatten(1)
-    return scale * product.unflatten(1, layer.down.shape[1:])
-
-
-def norm_of_product(up: Tensor, down: Tensor) -> Tensor:
-    """Frobenius norm of up @ down, [out, r] and [r, in], from two [r, r] products."""
-    return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
-
-
-def relative_difference(a: LoraLayer, b: LoraLayer) -> float:
-    """|delta(b) - delta(a)| / |delta(a)| in the Frobenius norm; 0 where both are nothing, infinite where one is NaN.
-
-    Raises:
-        ValueError: the layers are not of one weight.
-    """
-    if a.up.shape[0] != b.up.shape[0] or a.down.shape[1:] != b.down.shape[1:]:
-        raise ValueError("the layers belong to weights of different shapes")
-    factors = [(x.up.flatten(1).double() * (x.alpha / x.down.shape[0]), x.down.flatten(1).double()) for x in (a, b)]
-    (up_a, down_a), (up_b, down_b) = factors
-    difference = norm_of_product(torch.cat([up_a, up_b], dim=1), torch.cat([-down_a, down_b]))
-    if difference == 0:
-        return 0.0
-    return (difference / norm_of_product(up_a, down_a)).nan_to_num(nan=math.inf, posinf=math.inf).item()
-
-
-def compare(a: LoraState, b: LoraState) -> float:
-    """The largest relative difference of the layers' deltas; below 1e-7 is rounding of the comparison itself.
-
-    Raises:
-        ValueError: they adapt different modules.
-    """
-    paths_a, paths_b = ({f"{part}.{path}" for part, layers in state.items() for path in layers} for state in (a, b))
-    if paths_a != paths_b:
-        raise ValueError(f"different modules: {listed(sorted(paths_a ^ paths_b))}")
-    return max((relative_difference(a[part][path], b[part][path]) for part in a for path in a[part]), default=0.0)
+    """The tensors of a file in the dtype it is written in. Alphas and DoRA's magnitudes stay fp32: they are few, and a
+    magnitude is compared with a length that it hardly differs from."""
+    exact = (".alpha", ".dora_scale", ".lora_magnitude_vector")
+    return {key: tensor if key.endswith(exact) else tensor.to(dtype) for key, tensor in tensors.items()}

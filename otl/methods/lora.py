@@ -1,47 +1,36 @@
-"""LoRA: low-rank adapters beside frozen layers, through PEFT."""
+"""LoRA and DoRA: low-rank adapters beside frozen layers, through PEFT."""
 
 from __future__ import annotations
 
-import logging
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
-from torch import Tensor, nn
 
-from otl import rng
-from otl.config import LoraFormat, SettingsError
-from otl.formats import lora as lora_file
-from otl.formats.modelspec import lora_metadata, with_hash
-from otl.methods.parts import chosen_parts
-from otl.methods.targets import layers, matching
-from otl.types import LoraLayer, LoraState, ParamGroup, Size
-
-if TYPE_CHECKING:
-    from otl.modules.base import DiffusionModule
-
-log = logging.getLogger(__name__)
-
-ADAPTER = "default"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-TOLERANCE = {"fp32": 1e-5, "fp16": 4e-3, "bf16": 3e-2}  # relative error of a delta that rounding to the dtype explains
+from otl.formats.deltas import delta, row_norms
+from otl.methods.adapter import ADAPTER, Adapter, Strength, state_of
+from otl.types import AdapterState, LoraLayer
 
 
-class Lora:
+class Lora(Adapter):
     """delta = alpha / rank * up @ down on each targeted layer (https://arxiv.org/abs/2106.09685).
 
     Args:
         rank: inner dimension.
         alpha: numerator of the strength.
         dropout: share of the adapter's inputs that are zeroed in training, 0..1.
-        targets: a preset of the family (attn-mlp, attn-only, full) or patterns on layer names.
-        parts: part -> {"lr": learning rate or None for the optimizer's}; None or absent: no adapter there.
+        targets: a preset of the family (attn-mlp, attn-only, full), patterns on layer names, or "file" for the layers
+            of `from_file`.
+        exclude: patterns on the names of layers that get none all the same.
+        ranks: pattern on layer names -> rank; the first that matches counts, and alpha / rank stays what it was.
+        parts: part -> {"lr": learning rate or None for the optimizer's, "rank", "alpha": its own, "stop_after": when it
+            stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
+        from_file: an adapter file to go on from, whose layers keep its ranks and alphas.
     """
 
-    whole_parts: tuple[str, ...] = ()
+    kind = LoraLayer
+    dora = False
 
     def __init__(
         self,
@@ -50,126 +39,93 @@ class Lora:
         alpha: float = 16.0,
         dropout: float = 0.0,
         targets: str | list[str] = "attn-mlp",
+        exclude: str | list[str] | None = None,
+        ranks: dict[str, int] | None = None,
         parts: dict[str, Any] | None = None,
+        from_file: str | None = None,
     ) -> None:
-        if rank < 1:
-            raise SettingsError(f"method.rank={rank}: must be at least 1")
-        if alpha <= 0:
-            raise SettingsError(f"method.alpha={alpha}: must be above 0")
-        if not 0 <= dropout < 1:
-            raise SettingsError(f"method.dropout={dropout}: must be in 0..1, 1 excluded")
-        self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
-        self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}})
-
-    def attach(self, module: DiffusionModule) -> list[ParamGroup]:
-        """One group of fp32 parameters for each part."""
-        groups = []
-        for key, lr in self.parts.items():
-            name = module.part_name(key)
-            if name not in module.lora_targets:
-                raise SettingsError(f"method.parts.{key}: {name} takes no adapter; {', '.join(module.lora_targets)} do")
-            part = module.part(name)
-            names = matching(layers(part), self.targets, module.lora_targets[name], part=name)
-            self.inject(part, names, seed=rng.key(module.seed, "adapter", name))
-            groups.append(ParamGroup(name, [p for p in part.parameters() if p.requires_grad], lr))
-        return groups
-
-    def inject(self, part: nn.Module, names: list[str], *, seed: int) -> None:
-        """Adapters on the named layers, their start a function of the seed."""
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules="|".join(re.escape(name) for name in names),
+        super().__init__(
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            targets=targets,
+            exclude=exclude,
+            ranks=ranks,
+            parts=parts,
+            from_file=from_file,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            inject_adapter_in_model(config, part, adapter_name=ADAPTER)
-        for name, parameter in part.named_parameters():
-            adapter = "lora_" in name
-            parameter.requires_grad_(adapter)
-            if adapter:
-                parameter.data = parameter.data.float()  # beside frozen bf16: too coarse to train in
 
-    def export(self, module: DiffusionModule, path: Path) -> Path:
-        """Write `<path>.safetensors`, read it back and compare it with the live adapter.
+    def config(self, target: str, strength: Strength, ranks: dict[str, int], alphas: dict[str, float]) -> LoraConfig:
+        return LoraConfig(
+            r=strength.rank,
+            lora_alpha=strength.alpha,  # type: ignore[arg-type]  # PEFT divides it, whole or not
+            lora_dropout=self.dropout,
+            use_dora=self.dora,
+            target_modules=target,
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
+        )
 
-        An adapter too small for the dtype (fp16 ends near 6e-8) is written in fp32 instead, with a warning.
+    def fill(self, layer: Any, given: LoraLayer) -> None:
+        with torch.no_grad():
+            layer.lora_A[ADAPTER].weight.copy_(given.down)
+            layer.lora_B[ADAPTER].weight.copy_(given.up)
 
-        Raises:
-            RuntimeError: the file does not hold what was trained.
-        """
-        path = path.with_name(path.name + ".safetensors")
-        state = live_state(module)
-        dtype = module.output_options.dtype
-        difference = self.write(module, state, path, dtype=dtype)
-        if dtype != "fp32" and not difference <= TOLERANCE[dtype]:
-            log.warning(f"output.dtype={dtype} loses {difference:.1e} of this adapter: it is written in fp32 instead")
-            dtype = "fp32"
-            difference = self.write(module, state, path, dtype=dtype)
-        if not difference <= TOLERANCE[dtype]:
-            path.unlink()
-            raise RuntimeError(f"{path}: differed from the trained adapter by {difference:.1e} of its size; removed")
-        return path
-
-    def write(self, module: DiffusionModule, state: LoraState, path: Path, *, dtype: str) -> float:
-        """The file, and by how much what is read back differs from `state`, relative."""
-        tensors = lora_file.cast(spelled(state, module), DTYPES[dtype])
-        lora_file.write(path, tensors, metadata(module, state, name=path.stem))
-        with_hash(path)
-        written, _ = lora_file.read(path)
-        return lora_file.compare(state, unspelled(written, state, module))
+    def network(self, state: AdapterState) -> tuple[str, dict[str, str]]:
+        kernels = [layer for part in state.values() for layer in part.values() if kernel(layer) > 1]
+        if not kernels:
+            return "networks.lora", {}
+        return "networks.lora", {"conv_dim": str(self.rank), "conv_alpha": f"{self.alpha:g}"}
 
 
-def live_state(module: DiffusionModule) -> LoraState:
-    """The adapters of all parts as they are now, fp32 on the CPU."""
-    return {
-        name: {
-            path: LoraLayer(
-                layer.lora_A[ADAPTER].weight.detach().float().cpu(),
-                layer.lora_B[ADAPTER].weight.detach().float().cpu(),
-                float(layer.lora_alpha[ADAPTER]),
-            )
-            for path, layer in part.named_modules()
-            if isinstance(layer, PeftLayer)
-        }
-        for name, part in module.trained.items()
-    }
+class Dora(Lora):
+    """LoRA whose rows' lengths train apart from their directions (https://arxiv.org/abs/2402.09353).
+
+    The arguments are Lora's.
+    """
+
+    dora = True
+
+    def begin(self, layer: Any) -> None:
+        """The lengths as they are, from the fp32 weight: PEFT has measured them in the frozen weight's dtype."""
+        self.measure(layer)
+
+    def fill(self, layer: Any, given: LoraLayer) -> None:
+        super().fill(layer, given)
+        if given.magnitude is None:  # of a plain LoRA: it goes on as it is
+            self.measure(layer)
+        else:
+            set_magnitude(layer, given.magnitude)
+
+    def measure(self, layer: Any) -> None:
+        """Set the lengths to those of the adapted rows, so that nothing changes."""
+        down, up = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
+        weight = layer.get_base_weight().float()
+        set_magnitude(layer, row_norms(weight + delta(LoraLayer(down, up, layer.lora_alpha[ADAPTER]), weight)))
+
+    def network(self, state: AdapterState) -> tuple[str, dict[str, str]]:
+        """kohya's own module knows no DoRA."""
+        dims = {"conv_dim": str(self.rank), "conv_alpha": f"{self.alpha:g}"}
+        return "lycoris.kohya", {"algo": "lora", "dora_wd": "True", "wd_on_output": "True", **dims}
 
 
-def spelled(state: LoraState, module: DiffusionModule) -> dict[str, Tensor]:
-    """In the keys of the chosen format."""
-    if module.output_options.format == LoraFormat.peft:
-        return lora_file.to_peft(state)
-    return lora_file.to_kohya(state, prefixes=module.kohya_prefixes, names=spellings(state, module))
+def kernel(layer: Any) -> int:
+    """Pixels under the kernel of a LoRA's convolution; 1 for a linear layer."""
+    return layer.down[0, 0].numel()
 
 
-def unspelled(tensors: dict[str, Tensor], state: LoraState, module: DiffusionModule) -> LoraState:
-    """The inverse of `spelled`; `state` says which layers there are."""
-    if module.output_options.format == LoraFormat.peft:
-        return lora_file.from_peft(tensors, modules=state)
-    return lora_file.from_kohya(tensors, prefixes=module.kohya_prefixes, names=spellings(state, module))
+def set_magnitude(layer: Any, values: torch.Tensor) -> None:
+    with torch.no_grad():
+        weight = layer.lora_magnitude_vector[ADAPTER].weight
+        weight.copy_(values.reshape(weight.shape))
 
 
-def spellings(state: LoraState, module: DiffusionModule) -> dict[str, dict[str, str]]:
-    """part -> path of an adapted layer -> its path in a kohya file."""
-    return {
-        part: lora_file.text_names(layers) if part in module.text_encoders else module.denoiser_names(list(layers))
-        for part, layers in state.items()
-    }
-
-
-def metadata(module: DiffusionModule, state: LoraState, *, name: str) -> dict[str, str]:
-    """The header that tools read."""
-    options = module.output_options
-    return lora_metadata(
-        state,
-        architecture=module.architecture,
-        base_model_version=module.base_model_version,
-        title=options.title or name,
-        name=name,
-        resolution=Size(module.data_resolution, module.data_resolution),
-        implementation=module.implementation if options.format == LoraFormat.kohya else "diffusers",
-        prediction=getattr(module.noise_schedule, "prediction", "epsilon"),
-        trigger=options.trigger,
+@state_of.register(PeftLayer)
+def _(layer: Any) -> LoraLayer:
+    lengths = layer.lora_magnitude_vector[ADAPTER].weight if ADAPTER in layer.lora_magnitude_vector else None
+    return LoraLayer(
+        layer.lora_A[ADAPTER].weight.detach().float().cpu(),
+        layer.lora_B[ADAPTER].weight.detach().float().cpu(),
+        float(layer.lora_alpha[ADAPTER]),
+        lengths.detach().float().flatten().cpu() if lengths is not None else None,
     )

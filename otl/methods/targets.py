@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -11,8 +12,16 @@ from otl.config import SettingsError
 
 
 def layers(part: nn.Module) -> list[str]:
-    """Paths of the layers that an adapter can sit on: linear and convolution."""
-    return [name for name, module in part.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    """Paths of the layers that an adapter can sit on: linear and convolution.
+
+    Not grouped (depthwise) convolutions: what two thin matrices do to their outputs is no change of their weight.
+    """
+    return [name for name, module in part.named_modules() if isinstance(module, nn.Linear) or plain(module)]
+
+
+def plain(module: nn.Module) -> bool:
+    """Whether it is a convolution in which every output sees every input."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1
 
 
 def matching(names: list[str], targets: str | list[str], presets: dict[str, list[str]], *, part: str) -> list[str]:
@@ -30,11 +39,66 @@ def matching(names: list[str], targets: str | list[str], presets: dict[str, list
     patterns = preset(targets, presets) if isinstance(targets, str) else list(targets)
     found: set[str] = set()
     for pattern in patterns:
-        hits = {name for name in names if compiled(pattern).search(name)}
+        hits = found_by(pattern, names, setting="targets")
         if not hits:
             raise SettingsError(f"method.targets: {pattern!r} matches no layer of {part}. {described(names)}")
         found |= hits
     return [name for name in names if name in found]
+
+
+def found_by(pattern: str, names: Iterable[str], *, setting: str) -> set[str]:
+    """The names in which a pattern is found.
+
+    Raises:
+        SettingsError: it is no regular expression.
+    """
+    expression = compiled(pattern, setting)
+    return {name for name in names if expression.search(name)}
+
+
+def excluding(chosen: dict[str, list[str]], patterns: list[str]) -> dict[str, list[str]]:
+    """part -> layers, without those that any pattern finds.
+
+    Raises:
+        SettingsError: a pattern finds none of them, or leaves nothing of a part.
+    """
+    kept = {part: dict.fromkeys(names) for part, names in chosen.items()}
+    for pattern in patterns:
+        hits = {part: found_by(pattern, names, setting="exclude") for part, names in chosen.items()}
+        if not any(hits.values()):
+            raise SettingsError(
+                f"method.exclude: {pattern!r} matches no layer that would be trained. {kinds_of(chosen)}"
+            )
+        for part, found in hits.items():
+            for name in found:
+                kept[part].pop(name, None)
+    if empty := [part for part, names in kept.items() if not names]:
+        raise SettingsError(f"method.exclude leaves no layer of {empty[0]}: set method.parts.{empty[0]}=null instead")
+    return {part: list(names) for part, names in kept.items()}
+
+
+def by_pattern(chosen: dict[str, list[str]], values: dict[str, int], *, setting: str) -> dict[str, dict[str, int]]:
+    """part -> layer -> the value of the first pattern that finds it, where any does.
+
+    Raises:
+        SettingsError: a pattern finds no layer that another has not found before.
+    """
+    given: dict[str, dict[str, int]] = {part: {} for part in chosen}
+    for pattern, value in values.items():
+        new = [
+            (part, name)
+            for part, names in chosen.items()
+            for name in found_by(str(pattern), names, setting=setting)
+            if name not in given[part]
+        ]
+        if not new:
+            raise SettingsError(
+                f"method.{setting}: {pattern!r} matches no layer that would be trained, or only those of a "
+                f"pattern before it. {kinds_of(chosen)}"
+            )
+        for part, name in new:
+            given[part][name] = value
+    return given
 
 
 def preset(name: str, presets: dict[str, list[str]]) -> list[str]:
@@ -47,11 +111,16 @@ def preset(name: str, presets: dict[str, list[str]]) -> list[str]:
     return [name]
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
+def compiled(pattern: str, setting: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise SettingsError(f"method.targets: {pattern!r} is no regular expression ({error})") from error
+        raise SettingsError(f"method.{setting}: {pattern!r} is no regular expression ({error})") from error
+
+
+def kinds_of(chosen: dict[str, list[str]]) -> str:
+    """What would be trained, part by part."""
+    return " ".join(f"Of {part}: {described(names)}." for part, names in chosen.items())
 
 
 def described(names: list[str]) -> str:

@@ -1,0 +1,337 @@
+"""What all adapters share: which layers, how strong, where they start, and the file that comes out."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from functools import singledispatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from otl import rng
+from otl.config import LoraFormat, SettingsError
+from otl.formats import lora as lora_file
+from otl.formats.deltas import compare
+from otl.formats.modelspec import lora_metadata, with_hash
+from otl.methods.continuing import continued
+from otl.methods.parts import PartOptions, chosen_parts
+from otl.methods.targets import by_pattern, excluding, layers, matching
+from otl.types import AdapterLayer, AdapterState, ParamGroup, Size
+
+if TYPE_CHECKING:
+    from otl.modules.base import DiffusionModule
+
+log = logging.getLogger(__name__)
+
+ADAPTER = "default"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TOLERANCE = {"fp32": 1e-5, "fp16": 4e-3, "bf16": 3e-2}  # relative error of a delta that rounding to the dtype explains
+
+
+class Strength(NamedTuple):
+    """Of one layer: alpha / rank."""
+
+    rank: int
+    alpha: float
+
+
+class Adapter:
+    """Small trained matrices beside frozen layers. A kind says the rest: the class attributes and four methods.
+
+    Args:
+        rank: inner dimension.
+        alpha: numerator of the strength.
+        dropout: share that is zeroed in training, 0..1; of what, the kind says.
+        targets: a preset of the family (attn-mlp, attn-only, full), patterns on layer names, or "file" for the layers
+            of `from_file`.
+        exclude: patterns on the names of layers that get none all the same.
+        ranks: pattern on layer names -> rank; the first that matches counts, and alpha / rank stays what it was.
+        parts: part -> {"lr": learning rate or None for the optimizer's, "rank", "alpha": its own, "stop_after": when it
+            stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
+        from_file: an adapter file to go on from, whose layers keep its ranks and alphas.
+    """
+
+    whole_parts: tuple[str, ...] = ()
+    kind: ClassVar[type[AdapterLayer]]  # of layer, in files
+    part_settings: ClassVar[tuple[str, ...]] = ("lr", "rank", "alpha", "stop_after")
+    size_setting: ClassVar[str] = "ranks"  # the setting behind `ranks`, for errors
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        targets: str | list[str],
+        exclude: str | list[str] | None,
+        ranks: dict[str, int] | None,
+        parts: dict[str, Any] | None,
+        from_file: str | None,
+    ) -> None:
+        if rank < 1:
+            raise SettingsError(f"method.{self.size_setting.removesuffix('s')}={rank}: must be at least 1")
+        if alpha <= 0:
+            raise SettingsError(f"method.alpha={alpha}: must be above 0")
+        if not 0 <= dropout < 1:
+            raise SettingsError(f"method.dropout={dropout}: must be in 0..1, 1 excluded")
+        for pattern, size in (ranks or {}).items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise SettingsError(f"method.{self.size_setting}.{pattern}={size}: must be a whole number, at least 1")
+        if targets == "file" and from_file is None:
+            raise SettingsError("method.targets=file means the layers of method.from_file, which is not given")
+        self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
+        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude or [])
+        self.ranks = ranks or {}
+        self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}}, accepted=self.part_settings)
+        self.from_file = Path(from_file).expanduser() if from_file is not None else None
+
+    # What a kind says
+
+    def config(self, target: str, strength: Strength, ranks: dict[str, int], alphas: dict[str, float]) -> PeftConfig:
+        """PEFT's settings: the pattern of the targeted layers, and patterns of those that differ from `strength`."""
+        raise NotImplementedError
+
+    def begin(self, layer: Any) -> None:
+        """Put a new layer of PEFT's, in fp32, where the training starts."""
+
+    def fill(self, layer: Any, given: Any) -> None:
+        """Give a layer of PEFT's the weights of one from a file, of the same rank and alpha."""
+        raise NotImplementedError
+
+    def network(self, state: AdapterState) -> tuple[str, dict[str, str]]:
+        """kohya's names for what made the file: the Python module of the network and its arguments."""
+        raise NotImplementedError
+
+    # Attaching
+
+    def attach(self, module: DiffusionModule) -> list[ParamGroup]:
+        """One group of fp32 parameters for each part."""
+        options = self.options_by_part(module)
+        given = continued(module, self.from_file, self.kind) if self.from_file is not None else {}
+        chosen = self.chosen(module, options, given)
+        sizes = by_pattern(chosen, self.ranks, setting=self.size_setting)
+        groups = []
+        for name, settings in options.items():
+            strengths = {
+                path: self.strength(settings, sizes[name].get(path), given.get(name, {}).get(path))
+                for path in chosen[name]
+            }
+            part = module.part(name)
+            trained = {id(parameter) for parameter in part.parameters() if parameter.requires_grad}
+            self.inject(part, strengths, seed=rng.key(module.seed, "adapter", name))
+            found = {path: layer for path, layer in adapted(part).items() if path in strengths}
+            for path, layer in given.get(name, {}).items():
+                self.fill(found[path], layer)
+            parameters = [parameter for layer in found.values() for parameter in own_parameters(layer)]
+            trained |= {id(parameter) for parameter in parameters}
+            for parameter in part.parameters():  # PEFT has frozen what others train
+                parameter.requires_grad_(id(parameter) in trained)
+            groups.append(ParamGroup(name, parameters, settings.lr, settings.stop_after))
+        return groups
+
+    def options_by_part(self, module: DiffusionModule) -> dict[str, PartOptions]:
+        """The pipeline's name of each part -> its options.
+
+        Raises:
+            SettingsError: a part takes no adapter, or is named twice.
+        """
+        options: dict[str, PartOptions] = {}
+        for key, settings in self.parts.items():
+            name = module.part_name(key)
+            if name not in module.lora_targets:
+                raise SettingsError(f"method.parts.{key}: {name} takes no adapter; {', '.join(module.lora_targets)} do")
+            if name in options:
+                raise SettingsError(f"method.parts.{key}: {name} is named twice; leave one of the two out")
+            options[name] = settings
+        return options
+
+    def chosen(
+        self, module: DiffusionModule, options: dict[str, PartOptions], given: AdapterState
+    ) -> dict[str, list[str]]:
+        """part -> paths of the layers that get an adapter.
+
+        Raises:
+            SettingsError: a pattern finds nothing, or the file adapts a layer that is left out.
+        """
+        if alien := [part for part in given if part not in options]:
+            raise SettingsError(
+                f"method.from_file={self.from_file} also adapts {alien[0]}: add method.parts.{alien[0]}={{}}, or "
+                f"method.parts.{alien[0]}={{lr: 0}} to keep it as it is"
+            )
+        names = {part: layers(module.part(part)) for part in options}
+        if self.targets == "file":
+            names = {part: [name for name in names[part] if name in given.get(part, {})] for part in options}
+            if empty := [part for part, found in names.items() if not found]:
+                raise SettingsError(
+                    f"method.targets=file, but method.from_file={self.from_file} has nothing for {empty[0]}: "
+                    f"set method.parts.{empty[0]}=null, or other targets"
+                )
+        else:
+            names = {
+                part: matching(found, self.targets, module.lora_targets[part], part=part)
+                for part, found in names.items()
+            }
+        names = excluding(names, self.exclude)
+        left_out = [f"{part}.{path}" for part in given for path in given[part] if path not in set(names[part])]
+        if left_out:
+            raise SettingsError(
+                f"method.targets={self.targets} leaves out {len(left_out)} layers that method.from_file="
+                f"{self.from_file} adapts: {lora_file.listed(left_out)}. Set method.targets=file for exactly its layers"
+            )
+        if given:
+            known = sum(len(of_part) for of_part in given.values())
+            new = sum(map(len, names.values())) - known
+            log.info(
+                f"{known} layers go on from {self.from_file}, with its ranks and alphas"
+                + (f"; {new} others start anew, with method.rank={self.rank}" if new else "")
+            )
+        return names
+
+    def strength(self, options: PartOptions, rank: int | None, given: Any) -> Strength:
+        """Of one layer: as the file has it, else by its pattern, its part or the method."""
+        of_part = options.rank or self.rank
+        alpha = options.alpha if options.alpha is not None else self.alpha * of_part / self.rank
+        if given is not None:
+            return Strength(lora_file.rank_of(given) or of_part, given.alpha)
+        return Strength(of_part, alpha) if rank is None else Strength(rank, alpha * rank / of_part)
+
+    def inject(self, part: nn.Module, strengths: dict[str, Strength], *, seed: int) -> None:
+        """Adapters on the named layers, their start a function of the seed."""
+        usual = Counter(strengths.values()).most_common(1)[0][0]
+        ranks = {path: strength.rank for path, strength in strengths.items() if strength.rank != usual.rank}
+        alphas = {path: strength.alpha for path, strength in strengths.items() if strength.alpha != usual.alpha}
+        config = self.config(one_of(strengths), usual, patterns(ranks), patterns(alphas))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, part, adapter_name=ADAPTER)
+            for path, layer in adapted(part).items():
+                if path in strengths:
+                    for parameter in own_parameters(layer):
+                        parameter.data = parameter.data.float()  # beside frozen bf16: too coarse to train in
+                    self.begin(layer)
+
+    # Files
+
+    def export(self, module: DiffusionModule, path: Path) -> Path:
+        """Write `<path>.safetensors`, read it back and compare it with the live adapter.
+
+        An adapter too small for the dtype (fp16 ends near 6e-8) is written in fp32 instead, with a warning.
+
+        Raises:
+            RuntimeError: the file does not hold what was trained.
+        """
+        path = path.with_name(path.name + ".safetensors")
+        state = live_state(module)
+        dtype = module.output_options.dtype
+        difference = self.write(module, state, path, dtype=dtype)
+        if dtype != "fp32" and not difference <= TOLERANCE[dtype]:
+            log.warning(f"output.dtype={dtype} loses {difference:.1e} of this adapter: it is written in fp32 instead")
+            dtype = "fp32"
+            difference = self.write(module, state, path, dtype=dtype)
+        if not difference <= TOLERANCE[dtype]:
+            path.unlink()
+            raise RuntimeError(f"{path}: differed from the trained adapter by {difference:.1e} of its size; removed")
+        return path
+
+    def write(self, module: DiffusionModule, state: AdapterState, path: Path, *, dtype: str) -> float:
+        """The file, and by how much what is read back differs from `state`, relative."""
+        tensors = lora_file.cast(spelled(state, module), DTYPES[dtype])
+        lora_file.write(path, tensors, self.metadata(module, state, name=path.stem))
+        with_hash(path)
+        written, _ = lora_file.read(path)
+        return compare(state, unspelled(written, state, module), lambda part, name: base_weight(module, part, name))
+
+    def metadata(self, module: DiffusionModule, state: AdapterState, *, name: str) -> dict[str, str]:
+        """The header that tools read."""
+        options = module.output_options
+        network, arguments = self.network(state)
+        return lora_metadata(
+            state,
+            network=network,
+            arguments=arguments,
+            architecture=module.architecture,
+            base_model_version=module.base_model_version,
+            title=options.title or name,
+            name=name,
+            resolution=Size(module.data_resolution, module.data_resolution),
+            implementation=module.implementation if options.format == LoraFormat.kohya else "diffusers",
+            prediction=getattr(module.noise_schedule, "prediction", "epsilon"),
+            trigger=options.trigger,
+        )
+
+
+def one_of(paths: Any) -> str:
+    """A pattern that matches exactly these paths."""
+    return "|".join(re.escape(path) for path in paths)
+
+
+def patterns(values: dict[str, Any]) -> dict[str, Any]:
+    """path -> value as PEFT takes it: one pattern a value, anchored because PEFT lets anything stand before it."""
+    return {
+        f"^(?:{one_of(path for path, other in values.items() if other == value)})": value
+        for value in dict.fromkeys(values.values())
+    }
+
+
+def adapted(part: nn.Module) -> dict[str, BaseTunerLayer]:
+    """path -> layer of PEFT's that carries the adapter."""
+    return {
+        path: layer
+        for path, layer in part.named_modules()
+        if isinstance(layer, BaseTunerLayer) and ADAPTER in layer._get_available_adapters()
+    }
+
+
+def own_parameters(layer: Any) -> list[nn.Parameter]:
+    """What of a layer of PEFT's is the adapter's."""
+    return [
+        parameter for name, parameter in layer.named_parameters() if name.startswith(tuple(layer.adapter_layer_names))
+    ]
+
+
+@singledispatch
+def state_of(layer: Any) -> AdapterLayer:
+    """What a layer of PEFT's has become, fp32 on the CPU; each kind says how."""
+    raise TypeError(f"{type(layer).__name__} is no adapter of OTL's")
+
+
+def live_state(module: DiffusionModule) -> AdapterState:
+    """The adapters of all parts as they are now, fp32 on the CPU; what else trains is not among them."""
+    states = {
+        name: {path: state_of(layer) for path, layer in adapted(part).items()} for name, part in module.trained.items()
+    }
+    return {name: state for name, state in states.items() if state}
+
+
+def base_weight(module: DiffusionModule, part: str, path: str) -> Tensor:
+    """The frozen weight below an adapter, fp32 on the CPU."""
+    layer: Any = module.part(part).get_submodule(path)
+    return layer.get_base_weight().detach().float().cpu()
+
+
+def spelled(state: AdapterState, module: DiffusionModule) -> dict[str, Tensor]:
+    """In the keys of the chosen format."""
+    if module.output_options.format == LoraFormat.peft:
+        return lora_file.to_peft(state)
+    return lora_file.to_kohya(state, prefixes=module.kohya_prefixes, names=spellings(state, module))
+
+
+def unspelled(tensors: dict[str, Tensor], state: AdapterState, module: DiffusionModule) -> AdapterState:
+    """The inverse of `spelled`; `state` says which layers there are."""
+    if module.output_options.format == LoraFormat.peft:
+        return lora_file.from_peft(tensors, modules=state)
+    return lora_file.from_kohya(tensors, prefixes=module.kohya_prefixes, names=spellings(state, module))
+
+
+def spellings(state: AdapterState, module: DiffusionModule) -> dict[str, dict[str, str]]:
+    """part -> path of an adapted layer -> its path in a kohya file."""
+    return {
+        part: lora_file.text_names(layers) if part in module.text_encoders else module.denoiser_names(list(layers))
+        for part, layers in state.items()
+    }

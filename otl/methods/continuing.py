@@ -1,0 +1,147 @@
+"""Adapter files that a training goes on from: any tool's names, any tool's way to write the strength."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from otl.config import SettingsError
+from otl.formats.deltas import converted, matrix_shape
+from otl.formats.files import listed, read
+from otl.formats.lora import TITLES, gather, rank_of
+from otl.formats.original import sgm_unet_names
+from otl.formats.spellings import all_ends, denoiser_stems, text_stems
+from otl.methods.targets import layers
+from otl.types import AdapterLayer, AdapterState, LoraLayer, OftLayer
+
+if TYPE_CHECKING:
+    from otl.modules.base import DiffusionModule
+
+DIFFUSERS_HEADER = "lora_adapter_metadata"  # JSON: "unet.lora_alpha", "unet.alpha_pattern", ...
+PEFT_CONFIG = "adapter_config.json"
+
+
+def continued(module: DiffusionModule, path: Path, kind: type[AdapterLayer]) -> AdapterState:
+    """The adapter of a file, as layers of this model.
+
+    Args:
+        path: a .safetensors file in the names of kohya, LyCORIS, ComfyUI, A1111, diffusers or PEFT, or PEFT's folder.
+        kind: of adapter that the method trains.
+
+    Raises:
+        SettingsError: it is not there, belongs to another model or kind, or holds what cannot be trained; all that does
+            not fit is listed.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    try:
+        tensors, header = read(file)
+        state = gather(tensors, ends=all_ends(), owners=owners(module))
+    except SettingsError as error:
+        raise SettingsError(f"method.from_file={path}: {error}") from error
+    check_kind(state, path, kind)
+    if not any(key.endswith(".alpha") for key in tensors):
+        peft = folder / PEFT_CONFIG
+        named = any(key.startswith("base_model.model.") for key in tensors)
+        apply_alphas(state, settings_of(header, peft if named and peft.is_file() else None))
+    return {part: fitted(module.part(part), part, of_part, path) for part, of_part in state.items()}
+
+
+def owners(module: DiffusionModule) -> dict[str, tuple[str, str]]:
+    """What a key may begin with -> part and path of the layer that it means."""
+    found: dict[str, tuple[str, str]] = {}
+    for part in module.lora_targets:
+        names = layers(module.part(part))
+        prefix = module.kohya_prefixes[part]
+        if part in module.text_encoders:
+            position, count = module.text_encoders.index(part), len(module.text_encoders)
+            stems = {name: text_stems(part, name, prefix=prefix, position=position, count=count) for name in names}
+        else:
+            others = [module.denoiser_names(names), original_names(module.part(part), names)]
+            stems = {
+                name: denoiser_stems(part, name, prefix=prefix, spellings=[other[name] for other in others])
+                for name in names
+            }
+        for name, of_name in stems.items():
+            for stem in of_name:
+                found.setdefault(stem, (part, name))
+    return found
+
+
+def original_names(part: Any, names: list[str]) -> dict[str, str]:
+    """The original code's paths of a UNet's layers; those of other networks are diffusers' own."""
+    if type(part).__name__ != "UNet2DConditionModel":
+        return {name: name for name in names}
+    return sgm_unet_names(dict(part.config), names)
+
+
+def check_kind(state: AdapterState, path: Path, kind: type[AdapterLayer]) -> None:
+    """Refuse a file of another kind of adapter."""
+    others = {type(layer) for of_part in state.values() for layer in of_part.values()} - {kind}
+    if others:
+        found = TITLES[others.pop()]
+        raise SettingsError(
+            f"method.from_file={path} holds a {found}, not a {TITLES[kind]}: use method={found.lower()}"
+        )
+
+
+def settings_of(header: dict[str, str], peft: Path | None) -> dict[str, Any]:
+    """PEFT's settings beside the weights: "lora_alpha", ..., with the part before them where diffusers wrote them."""
+    if DIFFUSERS_HEADER in header:
+        return dict(json.loads(header[DIFFUSERS_HEADER]))
+    return dict(json.loads(peft.read_text(encoding="utf-8"))) if peft is not None else {}
+
+
+def apply_alphas(state: AdapterState, settings: dict[str, Any]) -> None:
+    """Set the alphas that PEFT keeps beside the weights; without them alpha is the rank."""
+    for part, of_part in state.items():
+        own = {key.removeprefix(f"{part}."): value for key, value in settings.items() if key.startswith(f"{part}.")}
+        own = own or settings
+        usual = own.get("lora_alpha", own.get("alpha"))
+        for path, layer in of_part.items():
+            rank = rank_of(layer)
+            if usual is None or rank is None or isinstance(layer, OftLayer):
+                continue
+            alphas = own.get("alpha_pattern") or {}
+            hit = next((key for key in alphas if re.match(rf"(.*\.)?({key})$", path)), None)  # PEFT's own rule
+            alpha = float(alphas[hit] if hit is not None else usual)
+            layer.alpha = alpha * math.sqrt(rank) if own.get("use_rslora") else alpha
+
+
+def fitted(part: nn.Module, name: str, state: dict[str, AdapterLayer], path: Path) -> dict[str, AdapterLayer]:
+    """The layers in the shapes of a network's weights, fp32.
+
+    Raises:
+        SettingsError: some belong to weights of other sizes; they are listed.
+    """
+    wrong = []
+    fitting = {}
+    for key, layer in state.items():
+        weight: Tensor = part.get_parameter(f"{key}.weight")
+        outputs, inputs = matrix_shape(layer)
+        if outputs != weight.shape[0] or inputs not in (None, weight[0].numel()):
+            wrong.append(f"{name}.{key} ({outputs}x{inputs}, not {weight.shape[0]}x{weight[0].numel()})")
+        else:
+            fitting[key] = laid_out(layer, weight)
+    if wrong:
+        raise SettingsError(
+            f"method.from_file={path} was trained on another model: {len(wrong)} of its layers have other sizes: "
+            f"{listed(wrong)}"
+        )
+    return fitting
+
+
+def laid_out(layer: AdapterLayer, weight: Tensor) -> AdapterLayer:
+    """The layer in fp32; a LoRA's matrices with or without a kernel, as the weight has it."""
+    values: dict[str, Any] = vars(converted(layer, torch.float32))
+    if isinstance(layer, LoraLayer):
+        rank, ones = layer.down.shape[0], [1] * (weight.dim() - 2)
+        values["down"] = values["down"].reshape(rank, *weight.shape[1:])
+        values["up"] = values["up"].reshape(-1, rank, *ones)
+    return type(layer)(**values)
