@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from otl.config import LoraFormat, Output, SettingsError
-from otl.formats.lora import PEFT, read
+from otl.formats.lora import read
 from otl.methods.lora import Lora
 from otl.methods.targets import layers, matching
 from otl.modules.base import DiffusionModule
@@ -454,7 +454,7 @@ def check_lora_file(factory: Factory) -> None:
         LoraFormat.kohya: tuple(f"{module.kohya_prefixes[part]}_" for part in module.lora_targets),
         LoraFormat.peft: tuple(f"{part}." for part in module.lora_targets),
     }
-    for style, ends in ((LoraFormat.kohya, (".alpha",)), (LoraFormat.peft, tuple(PEFT))):
+    for style, ends in ((LoraFormat.kohya, (".alpha",)), (LoraFormat.peft, (".lora_A.weight",))):
         module.output_options = Output(format=style, dtype="fp32")
         with tempfile.TemporaryDirectory() as folder:
             tensors, header = read(module.export(Path(folder) / "adapter"))

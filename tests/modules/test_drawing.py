@@ -77,3 +77,10 @@ def test_prompt_identity_sees_the_tokenizer(sd15_folder, tmp_path):
         module.configure_model()
         identities.append(module.prompt_identity())
     assert identities[0] != identities[1]
+
+
+def test_a_pipeline_that_has_drawn_still_says_that_it_has_text_encoders(module):
+    before = {name: module.pipeline.config[name] for name in module.text_encoders}
+    drawn(module, "a cat")
+    assert {name: module.pipeline.config[name] for name in module.text_encoders} == before
+    assert all(library == "transformers" for library, _ in before.values())
