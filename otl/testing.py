@@ -85,7 +85,15 @@ def a_batch(module: DiffusionModule, *, other: bool = False) -> Batch:
         target_size=torch.tensor([list(size)] * 2),
         weight=torch.ones(2),
         pixels=pictures(module, other=other),
+        mask=holes(size) if module.inpaints else None,
     )
+
+
+def holes(size: Size) -> Tensor:
+    """Masks [2, 1, H, W] of two pictures: a box, and everything."""
+    mask = torch.ones(2, 1, *size)
+    mask[0, :, size.h // 2 :] = 0
+    return mask
 
 
 def inputs(module: DiffusionModule, *, other: bool = False) -> tuple[Tensor, Tensor, Cond, Batch]:
@@ -118,7 +126,7 @@ def prompted(module: DiffusionModule, captions: list[str]) -> Cond:
 
 def forward(module: DiffusionModule, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
     with torch.no_grad():
-        return module.predict(noisy, t, cond, batch)
+        return module.predict(module.denoiser_input(noisy, batch), t, cond, batch)
 
 
 def backward(module: DiffusionModule) -> Tensor:
@@ -488,7 +496,8 @@ def check_skeleton_runs(factory: Factory) -> None:
     with torch.no_grad():
         latents = skeleton.encode_image(batch.pixels)
         cond = skeleton.encode_prompt(CAPTIONS)
-        predicted = skeleton.predict(latents, torch.zeros(2, dtype=torch.long, device="meta"), cond, batch)
+        noisy = skeleton.denoiser_input(latents, batch)
+        predicted = skeleton.predict(noisy, torch.zeros(2, dtype=torch.long, device="meta"), cond, batch)
     require(predicted.shape == latents.shape, f"on meta, {tuple(latents.shape)} -> {tuple(predicted.shape)}")
 
 

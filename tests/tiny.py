@@ -107,12 +107,13 @@ def sd2(folder: Path, *, seed: int = 0) -> Path:
     return sd15(folder, seed=seed, pad="!", act="gelu", linear=True, prediction_type="v_prediction")
 
 
-def sdxl(folder: Path, *, seed: int = 0) -> Path:
+def sdxl(folder: Path, *, seed: int = 0, in_channels: int = 4) -> Path:
     """A two-level UNet of the SDXL kind with both text encoders."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         block_out_channels=(32, 64),
         layers_per_block=1,
+        in_channels=in_channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2),
