@@ -171,6 +171,10 @@ class DiffusionModule(LightningModule):
             weights=weights,
         )
 
+    def timestep_weight(self, t: Tensor) -> Tensor | None:
+        """[B] timesteps -> [B] multipliers of the loss; None where all are 1."""
+        return loss.timestep_weight(self.loss_options, self.noise_schedule, t)
+
     def prompt_arguments(self, cond: Cond, uncond: Cond) -> dict[str, Any]:
         """Keyword arguments by which the stock pipeline takes encoded prompts and negative prompts."""
         names = {"hidden": "prompt_embeds", "pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}
@@ -196,6 +200,10 @@ class DiffusionModule(LightningModule):
     def decode_sample(self, latents: Tensor, prompts: list[str], *, generators: list[torch.Generator]) -> Tensor:
         """What `sample` gave -> pixels [B, 3, H, W] in -1..1; some families' decoders read the prompts too."""
         return self.decode_image(latents)
+
+    def decoding(self) -> contextlib.AbstractContextManager[None]:
+        """Around all calls of `decode_sample` for one drawing: for decoders that are in memory only then."""
+        return contextlib.nullcontext()
 
     @classmethod
     def part_classes(cls) -> dict[str, Any]:
@@ -421,7 +429,7 @@ class DiffusionModule(LightningModule):
         noisy = self.noise_schedule.add(latents, perturbed, t)
         predicted = self.predict(self.denoiser_input(noisy, batch), t.to(self.device), cond, batch)
         each = self.objective(predicted, latents, clean, noisy, t, self.position_weights(batch, latents))
-        weight = loss.timestep_weight(self.loss_options, self.noise_schedule, t)
+        weight = self.timestep_weight(t)
         each = each if weight is None else each * weight.to(each)
         return each * batch.weight.to(each)
 

@@ -39,7 +39,7 @@ def draw(
     """
     if canvases is None and module.inpaints:
         canvases = [inpainting.empty(size)] * len(prompts)
-    pictures: list[Image] = []
+    drawn: list[tuple[Tensor, str, torch.Generator]] = []
     with as_it_was(module):
         conds = encoded(module, [*prompts, negative_prompt], batch_size=batch_size)
         for start in range(0, len(prompts), batch_size):
@@ -58,10 +58,10 @@ def draw(
                     guidance=guidance,
                     size=size,
                 )
-            for row, text in enumerate(texts):  # one at a time: in fp32 at 1024 pixels a picture takes gigabytes
-                pixels = module.decode_sample(latents[row : row + 1], [text], generators=generators[row : row + 1])
-                pictures += to_pictures(pixels)
-    return pictures
+            drawn += zip(latents.split(1), texts, generators)
+        with module.decoding():  # one at a time: in fp32 at 1024 pixels a picture takes gigabytes
+            decoded = (module.decode_sample(each, [text], generators=[last]) for each, text, last in drawn)
+            return [to_pictures(pixels)[0] for pixels in decoded]
 
 
 def latents_of(

@@ -84,3 +84,9 @@ def test_a_pipeline_that_has_drawn_still_says_that_it_has_text_encoders(module):
     drawn(module, "a cat")
     assert {name: module.pipeline.config[name] for name in module.text_encoders} == before
     assert all(library == "transformers" for library, _ in before.values())
+
+
+def test_drawing_leaves_what_the_pipeline_would_save_as_it_was(module):
+    before = dict(module.pipeline.config)
+    drawn(module, "a cat")
+    assert dict(module.pipeline.config) == before
