@@ -15,9 +15,8 @@ class Cosine:
 
     Args:
         s: offset that keeps the first steps from being too small.
-        stretch, start: t = stretch * u + start for u uniform in 0..1, clamped to `limits`.
+        stretch, start: t = stretch * share + start for shares of the schedule in 0..1, clamped to `limits`.
         limits: smallest and largest time that is trained.
-        low, high: times in 0..1 between which is trained, out of those.
     """
 
     prediction = "epsilon"
@@ -29,13 +28,9 @@ class Cosine:
         stretch: float = 1.0,
         start: float = 0.001,
         limits: tuple[float, float] = (0.001, 1.0),
-        low: float = 0.0,
-        high: float = 1.0,
     ) -> None:
         self.s, self.stretch, self.start, self.limits = s, stretch, start, limits
         self.initial = math.cos(s / (1 + s) * math.pi / 2) ** 2
-        self.lowest = max(0.0, (low - start) / stretch)
-        self.highest = 1.0 if high >= 1 else max(self.lowest, (high - start) / stretch)
 
     def time(self, alpha_bar: float) -> float:
         """The time at which so much of the signal is left: the inverse of `alpha_bars` between its clamps."""
@@ -47,9 +42,12 @@ class Cosine:
         return (angle.cos() ** 2 / self.initial).clamp(*CLAMP)
 
     def sample(self, u: Tensor) -> Tensor:
-        """[B] uniform in 0..1 -> [B] float32 times."""
-        u = self.lowest + (self.highest - self.lowest) * u
+        """[B] shares of the schedule in 0..1 -> [B] float32 times."""
         return (self.stretch * u + self.start).clamp(*self.limits).float()
+
+    def share(self, t: Tensor) -> Tensor:
+        """[B] times -> [B] float64 shares of the schedule."""
+        return ((t.cpu().double() - self.start) / self.stretch).clamp(0, 1)
 
     def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """[B] times -> the factors of signal and noise, each [B, 1, ...]."""

@@ -130,9 +130,11 @@ def forward(module: DiffusionModule, noisy: Tensor, t: Tensor, cond: Cond, batch
 
 
 def backward(module: DiffusionModule) -> Tensor:
-    """[2] losses of a batch, whose mean has gone backward."""
-    losses = module.losses(a_batch(module), u=US, stream="noise")
-    losses.mean().backward()
+    """[2] losses of a batch, whose mean has gone backward; dropout, where there is, leaves out the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        losses = module.losses(a_batch(module), u=US, stream="noise")
+        losses.mean().backward()
     return losses.detach()
 
 

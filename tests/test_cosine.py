@@ -50,8 +50,8 @@ def test_times_are_stretched_moved_and_clamped():
     assert Cosine(limits=(0.1, 0.6)).sample(u).tolist() == pytest.approx([0.1, 0.501, 0.6, 0.6])
 
 
-def test_a_part_of_the_schedule_is_drawn_evenly():
-    u = torch.linspace(0, 1, 5, dtype=torch.float64)
-    drawn = Cosine(stretch=1.08, low=0.2, high=0.6).sample(u)
-    assert drawn.tolist() == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
-    assert drawn.dtype == torch.float32
+def test_the_share_of_a_time_is_what_it_was_drawn_from():
+    shares = torch.tensor([0.0, 0.25, 0.9], dtype=torch.float64)
+    schedule = Cosine(stretch=1.08)
+    torch.testing.assert_close(schedule.share(schedule.sample(shares)), shares, rtol=0, atol=1e-6)
+    assert schedule.sample(shares).dtype == torch.float32

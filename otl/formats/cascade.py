@@ -1,0 +1,96 @@
+"""Stable Cascade's names outside of diffusers: files of stage C, and LoRA files as ComfyUI reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from otl.config import SettingsError
+
+ATTENTION = {"to_q": "attn.to_q", "to_k": "attn.to_k", "to_v": "attn.to_v", "to_out.0": "attn.out_proj"}
+KNOWN_BY = "clip_txt_mapper.weight"  # stage C has it, stage B has not
+PRIOR_PREFIX = "model.diffusion_model."  # in a file with the text encoder
+TEXT_PREFIX = "text_encoder.clip_g.transformer."
+PROJECTION = "text_encoder.clip_g.text_projection"  # some files have it so, transposed
+OUT = ".attention.to_out.0."
+QKV = re.compile(r"(.*\.attention)\.to_([qkv])\.(weight|bias)")
+IN_PROJ = re.compile(r"(.*\.attention)\.attn\.in_proj_(weight|bias)")
+
+
+def lora_name(path: str) -> str:
+    """Path of a layer in diffusers' prior -> its path in a LoRA file: one more level below `attention`."""
+    block, found, layer = path.rpartition(".attention.")
+    return f"{block}.attention.{ATTENTION[layer]}" if found else path
+
+
+def prior_to_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """diffusers' names -> Stability's: query, key and value lie in one tensor."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        found = QKV.fullmatch(name)
+        if found is None:
+            tensors[name.replace(OUT, ".attention.attn.out_proj.")] = tensor
+        elif found[2] == "q":
+            together = [state[f"{found[1]}.to_{letter}.{found[3]}"] for letter in "qkv"]
+            tensors[f"{found[1]}.attn.in_proj_{found[3]}"] = torch.cat(together)
+    return tensors
+
+
+def prior_from_original(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse; names that are diffusers' already stay."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        found = IN_PROJ.fullmatch(name)
+        if found is None:
+            state[name.replace(".attention.attn.out_proj.", OUT)] = tensor
+        else:
+            for letter, third in zip("qkv", tensor.chunk(3)):
+                state[f"{found[1]}.to_{letter}.{found[2]}"] = third.contiguous()
+    return state
+
+
+def read_prior(path: Path) -> dict[str, Tensor]:
+    """The prior of a stage C file, under diffusers' names; empty where the file is another."""
+    with opened(path) as file:
+        names = set(file.keys())
+        prefix = PRIOR_PREFIX if PRIOR_PREFIX + KNOWN_BY in names else ""
+        if prefix + KNOWN_BY not in names:
+            return {}
+        return prior_from_original(
+            {name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(prefix)}
+        )
+
+
+def read_text(path: Path) -> dict[str, Tensor]:
+    """The text encoder of a stage C file, under the names of transformers; empty where it has none."""
+    with opened(path) as file:
+        names = set(file.keys())
+        state = {
+            name.removeprefix(TEXT_PREFIX): file.get_tensor(name) for name in names if name.startswith(TEXT_PREFIX)
+        }
+        if PROJECTION in names:
+            state["text_projection.weight"] = file.get_tensor(PROJECTION).T.contiguous()
+    return state
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Raises SettingsError: not a whole safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise SettingsError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def joined(prior: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One file with both, as ComfyUI reads it."""
+    original = {f"{PRIOR_PREFIX}{name}": tensor for name, tensor in prior_to_original(prior).items()}
+    return original | {f"{TEXT_PREFIX}{name}": tensor for name, tensor in text.items()}
