@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from otl import rng
+from otl.config import NoiseOptions, SettingsError
+from otl.types import Noise
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -54,39 +59,32 @@ class Discrete:
     Args:
         alpha_bars: [T] share of the signal left after each step.
         prediction: what the denoiser predicts: "epsilon", "v_prediction" or "sample".
-        low, high: shares of the schedule in 0..1 between which timesteps are drawn.
     """
 
-    def __init__(self, alpha_bars: Tensor, prediction: str = "epsilon", *, low: float = 0.0, high: float = 1.0) -> None:
+    def __init__(self, alpha_bars: Tensor, prediction: str = "epsilon") -> None:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
         self.alpha_bars = alpha_bars.double()
         self.prediction = prediction
-        count = len(alpha_bars)
-        self.first, self.last = int(low * count), max(int(low * count), math.ceil(high * count) - 1)
 
     @classmethod
-    def from_scheduler(
-        cls,
-        config: Any,
-        *,
-        prediction: str | None = None,
-        zero_snr: bool | None = None,
-        low: float = 0.0,
-        high: float = 1.0,
-    ) -> Discrete:
+    def from_scheduler(cls, config: Any, *, prediction: str | None = None, zero_snr: bool | None = None) -> Discrete:
         """The schedule that a diffusers scheduler config describes; None keeps what the config says."""
         bars = alpha_bars(
             betas(config["beta_schedule"], config["beta_start"], config["beta_end"], config["num_train_timesteps"])
         )
         if zero_snr if zero_snr is not None else config.get("rescale_betas_zero_snr", False):
             bars = zero_terminal_snr(bars)
-        return cls(bars, prediction or config.get("prediction_type", "epsilon"), low=low, high=high)
+        return cls(bars, prediction or config.get("prediction_type", "epsilon"))
 
     def sample(self, u: Tensor) -> Tensor:
-        """[B] uniform in 0..1 -> [B] int64 timesteps in first..last."""
-        count = self.last - self.first + 1
-        return (self.first + (u * count).floor().long()).clamp(max=self.last)
+        """[B] shares of the schedule in 0..1 -> [B] int64 timesteps in 0..T-1."""
+        count = len(self.alpha_bars)
+        return (u * count).floor().long().clamp(max=count - 1)
+
+    def share(self, t: Tensor) -> Tensor:
+        """[B] timesteps -> [B] float64 shares of the schedule, 0 for the first."""
+        return t.cpu().double() / len(self.alpha_bars)
 
     def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """[B] timesteps -> the factors of signal and noise, each [B, 1, ...]."""
@@ -113,11 +111,131 @@ class Discrete:
         return bars / (1 - bars)
 
 
-def shaped(noise: Tensor, keys_normal: Tensor | None, *, offset: float) -> Tensor:
-    """[B, C, h, w] noise plus `offset` times one number per image and channel ([B, C]), the same for all pixels.
+def shaped(drawn: Tensor, keys: Tensor, stream: str, options: NoiseOptions, scale: Tensor | None) -> Tensor:
+    """[B, C, h, w] white noise -> the same with the coarser resolutions and the offset that the settings ask for.
+
+    Args:
+        keys: [B] int64 on the CPU, see otl/rng.py.
+        stream: names the noise, a function of (keys, stream).
+        scale: [B] factor of the offset, see `offset_scale`; None: 1.
+    """
+    if options.multires_iterations:
+        channels, h, w = drawn.shape[1:]
+        coarser = multires(
+            keys,
+            (channels, h, w),
+            stream,
+            iterations=options.multires_iterations,
+            discount=options.multires_discount,
+        )
+        drawn = normalized(drawn, coarser.to(drawn))
+    if options.offset:
+        drawn = drawn + offset(
+            keys,
+            drawn.shape[1],
+            stream,
+            strength=options.offset,
+            random_strength=options.offset_random_strength,
+            scale=scale,
+        ).to(drawn)
+    return drawn
+
+
+def perturbed(drawn: Tensor, keys: Tensor, stream: str, strength: float) -> Tensor:
+    """[B, C, h, w] the noise that the input gets: with a strength, a little more than the target knows of.
+
+    Source: https://arxiv.org/abs/2301.11706.
+    """
+    if not strength:
+        return drawn
+    return drawn + strength * rng.normals(keys, tuple(drawn.shape[1:]), f"{stream}/perturbation").to(drawn)
+
+
+def offset(
+    keys: Tensor,
+    channels: int,
+    stream: str,
+    *,
+    strength: float,
+    random_strength: bool = False,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """[B, C, 1, 1] float32 noise that all pixels of a channel share.
 
     Source: https://www.crosslabs.org/blog/diffusion-with-offset-noise.
+
+    Args:
+        keys: [B] int64, see otl/rng.py.
+        strength: standard deviation.
+        random_strength: the strength of each image is uniform between 0 and `strength`.
+        scale: [B] further factor of each image; see `offset_scale`.
     """
-    if not offset or keys_normal is None:
-        return noise
-    return noise + offset * keys_normal.to(noise).reshape(*keys_normal.shape, 1, 1)
+    drawn = strength * rng.normals(keys, (channels, 1, 1), f"{stream}/offset")
+    if random_strength:
+        drawn *= per_sample(rng.uniforms(keys, f"{stream}/offset_strength"), drawn)
+    return drawn if scale is None else drawn * per_sample(scale, drawn)
+
+
+def offset_scale(snr: Tensor, last: float) -> Tensor:
+    """[B] signal to noise ratios -> [B] strength of generalized offset noise, 1 at the last step.
+
+    The balanced schedule of https://arxiv.org/abs/2412.03134, where the noise of the reverse steps is offset by as
+    much as that of the noisy latents. Its recursion (algorithm 1) has a closed form: psi_t = sigma_t / sigma_T, with
+    sigma = snr^-1/2. OneTrainer's has another factor of sqrt(alpha_bar_T / alpha_bar_t).
+
+    Args:
+        last: signal to noise ratio of the last step; above 0.
+    """
+    return (last / snr).sqrt()
+
+
+def last_snr(schedule: Noise) -> float:
+    """Signal to noise ratio of the last step, for `offset_scale`.
+
+    Raises:
+        SettingsError: it is 0, so that the offset would be 0 at every other step.
+    """
+    last = schedule.snr(schedule.sample(torch.ones(1, dtype=torch.float64))).item()
+    if last <= 0:
+        raise SettingsError(
+            "noise.offset_generalized=true does not go with a schedule that ends in pure noise (zero terminal SNR, or "
+            "a flow): its strength is relative to that of the last step. Set noise.offset_generalized=false"
+        )
+    return last
+
+
+def multires(keys: Tensor, shape: tuple[int, int, int], stream: str, *, iterations: int, discount: float) -> Tensor:
+    """[B, C, h, w] float32: what coarser and coarser resolutions add to noise; see `normalized`.
+
+    Each level is 2 to 4 times to the power of its number coarser than the one before, drawn for each image, until a
+    side has one pixel.
+    Source: https://wandb.ai/johnowhitaker/multires_noise/reports/Multi-Resolution-Noise-for-Diffusion-Model-Training.
+
+    Args:
+        keys: [B] int64, see otl/rng.py.
+        shape: C, h, w.
+        iterations: levels, with the finest, which the noise is itself.
+        discount: strength of each level relative to the one before.
+    """
+    return torch.stack([_coarser(int(key), shape, stream, iterations, discount) for key in keys])
+
+
+def _coarser(key: int, shape: tuple[int, int, int], stream: str, iterations: int, discount: float) -> Tensor:
+    channels, *size = shape
+    total = torch.zeros(shape)
+    h, w = size
+    for level in range(1, iterations):
+        ratio = (2 + 2 * rng.uniform(key, stream, "multires_ratio", level)) ** level
+        h, w = max(1, int(h / ratio)), max(1, int(w / ratio))
+        drawn = torch.randn(1, channels, h, w, generator=rng.generator(key, stream, "multires", level))
+        total += discount**level * F.interpolate(drawn, size=size, mode="bilinear")[0]
+        if h == 1 or w == 1:
+            break
+    return total
+
+
+def normalized(noise: Tensor, coarser: Tensor) -> Tensor:
+    """[B, C, h, w] base noise and what `multires` gave -> their sum, of standard deviation 1 in each image."""
+    # The source adds its finest level, as fine as the noise, to the noise: two white noises are one of sqrt(2).
+    both = math.sqrt(2) * noise + coarser
+    return both / both.flatten(1).std(1).reshape(-1, *[1] * (noise.dim() - 1))

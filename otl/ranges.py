@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from otl.config import Problem
+from otl.config import Loss, NoiseOptions, Problem
 from otl.signatures import Unknown
 from otl.wording import as_number, meant, show
 
@@ -54,8 +55,17 @@ RANGES = {  # `*` stands for one name
     "data.concepts.*.loss_weight": Range(0),
     "loss.gamma": POSITIVE,
     "loss.huber_delta": POSITIVE,
+    "loss.mix.*": Range(0),
+    "loss.unmasked_weight": SHARE,
     "noise.offset": Range(0),
+    "noise.multires_iterations": Range(0),
+    "noise.multires_discount": Range(0, 1, low_excluded=True),
     "noise.perturbation": Range(0),
+    "noise.logit_std": POSITIVE,
+    "noise.mode_scale": Range(-1, 1.75),
+    "noise.beta_alpha": Range(0.1, 100),
+    "noise.beta_beta": Range(0.1, 100),
+    "noise.shift": POSITIVE,
     "noise.min_timestep": SHARE,
     "noise.max_timestep": SHARE,
     "sample.steps": COUNT,
@@ -82,6 +92,47 @@ RANGES = {  # `*` stands for one name
 }
 
 
+def _word(value: Any) -> Any:
+    """A choice by its name, anything else as it is."""
+    return value.name if isinstance(value, Enum) else value
+
+
+def _mixed(loss: dict[str, Any]) -> bool:
+    return any(loss.get("mix", {}).values())
+
+
+def _huber(loss: dict[str, Any]) -> bool:
+    return bool(loss["mix"]["huber"]) if _mixed(loss) else _word(loss.get("type")) == "huber"
+
+
+def _scheduled(loss: dict[str, Any]) -> bool:
+    return _huber(loss) and _word(loss.get("huber_schedule")) != "constant"
+
+
+def _timesteps(name: str) -> tuple[str, Callable[[dict[str, Any]], bool]]:
+    return f"noise.timesteps={name}", lambda noise: _word(noise.get("timesteps")) == name
+
+
+# Parameter -> what it is of no use without, and whether that is given.
+LOSS_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
+    "huber_delta": ("loss.type=huber or loss.mix.huber", _huber),
+    "huber_schedule": ("loss.type=huber or loss.mix.huber", _huber),
+    "gamma": ("loss.weight=min_snr or p2", lambda loss: _word(loss.get("weight")) in {"min_snr", "p2"}),
+    "unmasked_weight": ("loss.masked=true", lambda loss: bool(loss.get("masked"))),
+    "normalize_masked_area": ("loss.masked=true", lambda loss: bool(loss.get("masked"))),
+}
+NOISE_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
+    "offset_random_strength": ("noise.offset above 0", lambda noise: bool(noise.get("offset"))),
+    "offset_generalized": ("noise.offset above 0", lambda noise: bool(noise.get("offset"))),
+    "multires_discount": ("noise.multires_iterations above 1", lambda noise: noise.get("multires_iterations") != 0),
+    "logit_mean": _timesteps("logit_normal"),
+    "logit_std": _timesteps("logit_normal"),
+    "mode_scale": _timesteps("heavy_tail"),
+    "beta_alpha": _timesteps("beta"),
+    "beta_beta": _timesteps("beta"),
+}
+
+
 def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
     """Ranges, choices, and what only makes sense together."""
     leaves = dict(_leaves(settings, ""))
@@ -101,8 +152,30 @@ def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
     low, high = leaves.get("noise.min_timestep"), leaves.get("noise.max_timestep")
     if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
         yield Problem("noise.min_timestep", f"{low} is not below noise.max_timestep={high}: nothing would be trained")
+    yield from _check_objective(settings)
     yield from _check_background(settings)
     yield from _check_paths(settings)
+
+
+def _check_objective(settings: dict[str, Any]) -> Iterator[Problem]:
+    """What of the loss and of the noise would have no effect beside the other settings."""
+    for group, kind, parameters in (("loss", Loss, LOSS_PARAMETERS), ("noise", NoiseOptions, NOISE_PARAMETERS)):
+        given, defaults = settings.get(group) or {}, kind()
+        for name, (needed, used) in parameters.items():
+            value = given.get(name)
+            changed = value is not Unknown and name in given and _word(value) != _word(getattr(defaults, name))
+            if changed and not used(given):
+                yield Problem(f"{group}.{name}", f"{show(_word(value))} would have no effect: it needs {needed}")
+    loss = settings.get("loss") or {}
+    if _mixed(loss) and _word(loss.get("type")) != "mse":
+        message = f"{_word(loss['type'])} would have no effect: loss.mix says which distances count; leave one out"
+        yield Problem("loss.type", message)
+    if _scheduled(loss) and loss.get("huber_delta") == 1:
+        message = "a schedule goes from 1 to loss.huber_delta, so that with 1 it would have no effect: lower it"
+        yield Problem("loss.huber_delta", message)
+    if (settings.get("noise") or {}).get("multires_iterations") == 1:
+        message = "1 is the noise itself, without any coarser one: give 0 for none, or 2 and more"
+        yield Problem("noise.multires_iterations", message)
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

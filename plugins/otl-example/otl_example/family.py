@@ -19,20 +19,16 @@ BY_SEED = "seed:"  # a checkpoint that is made, not loaded
 
 class Flow:
     """The straight line from a picture (t = 0) to noise (t = 1); the denoiser predicts its direction
-    (https://arxiv.org/abs/2209.03003).
-
-    Args:
-        low, high: times in 0..1 between which is trained.
-    """
+    (https://arxiv.org/abs/2209.03003)."""
 
     prediction = "flow"
 
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        self.low, self.high = low, high
-
     def sample(self, u: Tensor) -> Tensor:
-        """[B] uniform in 0..1 -> [B] float32 times."""
-        return (self.low + (self.high - self.low) * u).float()
+        """[B] shares of the schedule -> [B] float32 times, the same."""
+        return u.float()
+
+    def share(self, t: Tensor) -> Tensor:
+        return t.double()
 
     def add(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         t = t.to(latents).reshape(-1, 1, 1, 1)
@@ -104,7 +100,7 @@ class Example(DiffusionModule):
         return int(number)
 
     def make_noise(self) -> Noise:
-        return Flow(self.noise_options.min_timestep, self.noise_options.max_timestep)
+        return Flow()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in -1..1 -> [B, 48, H/4, W/4], the same numbers in another order."""
