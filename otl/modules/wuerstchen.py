@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from diffusers import WuerstchenDecoderPipeline, WuerstchenPriorPipeline
@@ -9,10 +11,14 @@ from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenD
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from otl.config import LoraFormat
+from otl.methods.lora import Lora
 from otl.modules import fetching
 from otl.modules.cascaded import CascadedModule
 from otl.modules.stable_diffusion import CLIP_TARGETS
 from otl.types import Batch, Cond, Noise
+
+log = logging.getLogger(__name__)
 
 TARGETS = {
     "attn-mlp": [r"attention", r"channelwise"],
@@ -66,6 +72,15 @@ class Wuerstchen(CascadedModule):
         prior = self.pipeline.prior
         dtype = next(prior.parameters()).dtype  # prior.dtype goes through all of them: milliseconds
         return prior(noisy.to(dtype), t, cond["hidden"].to(dtype))
+
+    def export(self, path: Path) -> Path:
+        """Warns of LoRA keys that no other program reads."""
+        if isinstance(self.method, Lora) and self.output_options.format is LoraFormat.kohya:
+            log.warning(
+                "output.format=kohya: diffusers, the other program that draws with Wuerstchen, takes such a file and "
+                "reads nothing of it; set output.format=peft"
+            )
+        return super().export(path)
 
     def decoder_words(self, decoder: str) -> dict[str, Any]:
         return {"tokenizer": fetching.fetch_other(CLIPTokenizer, decoder, "tokenizer", setting="model.decoder")}
