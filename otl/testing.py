@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from otl.config import LoraFormat, Output, SettingsError
-from otl.formats.lora import read
+from otl.formats.lora import kohya_key, read
 from otl.methods.lora import Lora
 from otl.methods.targets import layers, matching
 from otl.modules.base import DiffusionModule
@@ -142,6 +142,12 @@ def factors(weighted_sum: Callable[[Tensor, Tensor, Tensor], Tensor], t: Tensor)
     """The factors of latents and of noise in a schedule's `add` or `target`, each [B, 1, 1, 1] float64."""
     one, zero = torch.ones(len(t), 1, 1, 1, dtype=torch.float64), torch.zeros(len(t), 1, 1, 1, dtype=torch.float64)
     return weighted_sum(one, zero, t).double(), weighted_sum(zero, one, t).double()
+
+
+def fits(module: DiffusionModule, predicted: Tensor, latents: Tensor) -> bool:
+    """Whether a prediction has the shape that the family says."""
+    b, channels, h, w = latents.shape
+    return predicted.shape == (b, channels * (1 + module.learned_variance), h, w)
 
 
 def nudge(module: DiffusionModule, name: str) -> None:
@@ -310,13 +316,12 @@ def check_identities(factory: Factory) -> None:
 
 
 def check_predict_shape(factory: Factory) -> None:
-    """The prediction has the latents' shape and is finite."""
+    """The prediction has the latents' shape, twice the channels with a learned variance, and is finite."""
     module = loaded(factory)
     given = inputs(module)
     predicted = forward(module, *given)
-    require(
-        predicted.shape == given[0].shape, f"latents {tuple(given[0].shape)} -> prediction {tuple(predicted.shape)}"
-    )
+    shapes = f"latents {tuple(given[0].shape)} -> prediction {tuple(predicted.shape)}"
+    require(fits(module, predicted, given[0]), shapes)
     require(bool(predicted.isfinite().all()), "the prediction is not finite")
 
 
@@ -461,7 +466,7 @@ def check_lora_file(factory: Factory) -> None:
     module = adapt(factory())
     count = sum("lora_A" in name for name in module.trained_parameters())
     starts = {
-        LoraFormat.kohya: tuple(f"{module.kohya_prefixes[part]}_" for part in module.lora_targets),
+        LoraFormat.kohya: tuple(kohya_key(module.kohya_prefixes[part], "") for part in module.lora_targets),
         LoraFormat.peft: tuple(f"{part}." for part in module.lora_targets),
     }
     for style, ends in ((LoraFormat.kohya, (".alpha",)), (LoraFormat.peft, (".lora_A.weight",))):
@@ -500,7 +505,7 @@ def check_skeleton_runs(factory: Factory) -> None:
         cond = skeleton.encode_prompt(CAPTIONS)
         noisy = skeleton.denoiser_input(latents, batch)
         predicted = skeleton.predict(noisy, torch.zeros(2, dtype=torch.long, device="meta"), cond, batch)
-    require(predicted.shape == latents.shape, f"on meta, {tuple(latents.shape)} -> {tuple(predicted.shape)}")
+    require(fits(skeleton, predicted, latents), f"on meta, {tuple(latents.shape)} -> {tuple(predicted.shape)}")
 
 
 def check_draw(factory: Factory) -> None:

@@ -13,7 +13,7 @@ from otl.config import PACKAGE
 FLOORS = [  # from the ground up; those on one floor do not import each other, but a module may import its own folder
     {"config", "wording", "quiet"},
     {"registry", "sources", "types", "rng"},
-    {"signatures", "schedules", "noise", "timesteps", "cosine", "loss", "formats"},
+    {"signatures", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
     {"methods", "datamodules", "ranges"},
     {"modules"},
     {"callbacks"},

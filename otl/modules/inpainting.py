@@ -19,7 +19,9 @@ from otl.types import Batch, Cond, Sample, Size
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
 
-CHANNELS = 9  # noisy latents 4, mask 1, latents of the masked picture 4: the order of diffusers and of the original code
+CHANNELS = (
+    9  # noisy latents 4, mask 1, latents of the masked picture 4: the order of diffusers and of the original code
+)
 
 
 class Canvas(NamedTuple):
