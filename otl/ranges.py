@@ -77,6 +77,8 @@ RANGES = {  # `*` stands for one name
     "method.rank": COUNT,
     "method.alpha": POSITIVE,
     "method.dropout": Range(0, 1, high_excluded=True),
+    "method.embeddings.*.vectors": COUNT,
+    "method.embeddings.*.lr": Range(0),
     "optimizer.lr": Range(0),
     "optimizer.weight_decay": Range(0),
     "optimizer.eps": Range(0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,15 @@ class ParamGroup:
     params: list[nn.Parameter]
     lr: float | None = None  # None: the optimizer's own
     stop_after: float | None = None  # None: never; below 1 a share of the run, else optimizer steps
+
+
+@runtime_checkable
+class Captions(Protocol):
+    """A method that has captions for images without any."""
+
+    def captions(self, concept: str) -> list[str]:
+        """Of the images of a concept, one of which is chosen each time; empty: it has none."""
+        ...
 
 
 class Method(Protocol):

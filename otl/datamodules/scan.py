@@ -187,7 +187,7 @@ def _read(path: Path, source: Source) -> Sample | Broke:
     return Sample(
         path,
         size,
-        captions or [source.prompt or ""],
+        captions or (source.prompt or "").splitlines() or [""],
         concept=source.concept,
         repeats=1 if source.validation else source.repeats,
         weight=source.weight,

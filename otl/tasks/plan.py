@@ -17,7 +17,7 @@ from otl.datamodules.scan import scan
 from otl.modules.base import DiffusionModule, steps_per_epoch
 from otl.tasks import memory
 from otl.tasks.precision import choose
-from otl.tasks.run import build_module, run_dir, total_steps
+from otl.tasks.run import build_module, data_options, run_dir, total_steps
 from otl.tasks.tables import show
 from otl.types import Problem, Sample, Size
 
@@ -51,8 +51,9 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
     module = build_module(settings)
     module.autocast_dtype = precision.autocast
     module.build_skeleton()
-    data: Data = OmegaConf.to_object(settings.data)  # type: ignore[assignment]
+    data = data_options(settings, module)
     samples, problems = scanned or scan(data)
+    problems = problems + untaught(module, samples)
     made = {
         "family": type(module).__name__,
         "checkpoint": module.checkpoint,
@@ -72,6 +73,13 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
         keeps_encoders=module.trains_text or not data.cache,
     )
     return made, [problem for problem in problems if problem.fatal]
+
+
+def untaught(module: DiffusionModule, samples: list[Sample]) -> list[Problem]:
+    """The new words that no image's caption has."""
+    if module.embeddings is None:
+        return []
+    return module.embeddings.unused(text for sample in samples if not sample.validation for text in sample.captions)
 
 
 def of_images(

@@ -10,9 +10,10 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from otl.config import SettingsError
+from otl.config import Data, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.modules.base import DiffusionModule, steps_per_epoch
+from otl.types import Captions
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,22 @@ def deferred(options: DictConfig) -> functools.partial[Any]:
     return functools.partial(checked.func, *checked.args, **checked.keywords)
 
 
+def data_options(settings: DictConfig, module: DiffusionModule) -> Data:
+    """The dataset's settings; images without captions get those of the method, where it has any for them."""
+    data: Data = OmegaConf.to_object(settings.data)  # type: ignore[assignment]
+    if isinstance(module.method, Captions):
+        if data.prompt is None:
+            data.prompt = "\n".join(module.method.captions("data")) or None
+        for name, concept in data.concepts.items():
+            if concept.prompt is None:
+                concept.prompt = "\n".join(module.method.captions(name)) or None
+    return data
+
+
 def build_data(settings: DictConfig, module: DiffusionModule) -> BucketedDataModule:
     """The dataset of the run, scanned."""
     return BucketedDataModule(
-        OmegaConf.to_object(settings.data),
+        data_options(settings, module),
         resolution=module.data_resolution,
         step=module.bucket_step,
         seed=settings.seed,

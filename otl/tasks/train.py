@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 from otl.callbacks.checkpoint import newest
 from otl.callbacks.progress import track
 from otl.config import SettingsError
-from otl.datamodules.bucketed import BucketedDataModule
+from otl.datamodules.bucketed import BucketedDataModule, report
 from otl.modules.base import DiffusionModule, steps_per_epoch
 from otl.quiet import undouble_lightning
 from otl.tasks import manifest, plan
@@ -46,7 +46,10 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     data.setup("fit")
     for problem in data.problems:
         log.warning(f"{problem.key}: {problem.message}")
-    plan.write(plan.make(settings, scanned=(data.samples + data.validation_samples, data.problems))[0], folder)
+    made, fatal = plan.make(settings, scanned=(data.samples + data.validation_samples, data.problems))
+    if fatal:
+        raise SettingsError("\n".join(map(report, fatal)))
+    plan.write(made, folder)
     trainer = build_trainer(settings, precision.name)
     batches = data.batches_per_epoch(trainer.world_size)
     module.total_steps = total_steps(settings.trainer, batches)
