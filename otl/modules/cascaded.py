@@ -196,9 +196,12 @@ class CascadedModule(DiffusionModule):
         self, cond: Cond, uncond: Cond, *, generators: list[torch.Generator], steps: int, guidance: float, size: Size
     ) -> Tensor:
         self.pipeline.set_progress_bar_config(disable=True)
+        words = self.prompt_arguments(cond, uncond)
+        if guidance <= 1:  # the stock pipelines would put them beside the prompts all the same
+            words = {name: value for name, value in words.items() if not name.startswith("negative_")}
         with self.text_encoder_away():
             found = self.pipeline(
-                **self.prompt_arguments(cond, uncond),
+                **words,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 generator=generators,
