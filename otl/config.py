@@ -53,6 +53,7 @@ class ConceptType(Enum):
 
     train = "train"
     validation = "validation"
+    prior = "prior"  # the target is what the model predicts without its adapters, so that it is not forgotten
 
 
 class PartialBatches(Enum):
@@ -147,10 +148,11 @@ class Concept:
     """One folder of images."""
 
     path: str = MISSING  # folder, searched with its subfolders
-    type: ConceptType = ConceptType.train
+    type: ConceptType = ConceptType.train  # train, validation or prior
     repeats: int = 1  # times each image is seen in an epoch
     prompt: Optional[str] = None  # caption of every image without a .txt file of its own
     loss_weight: float = 1.0  # multiplier of the loss of its images
+    generate: int = 0  # images: where the folder has fewer, the model draws the rest from `prompt` before the run
 
 
 @dataclass

@@ -56,6 +56,7 @@ class Batch(NamedTuple):
     noise: Tensor | None = None  # [B, C, h, w] float32, drawn by the loader where the latents are cached
     mask: Tensor | None = None  # [B, 1, H, W] float32, 1 is to be painted: for inpainting models
     masked: Tensor | None = None  # [B, C, h, w] float32, latents of the masked pixels where masks never change
+    prior: Tensor | None = None  # [B] bool, the target is what the frozen model predicts; None: of no sample
 
 
 class Noise(Protocol):
@@ -152,6 +153,7 @@ class Sample:
     repeats: int = 1  # times an epoch
     weight: float = 1.0  # loss multiplier
     validation: bool = False
+    prior: bool = False  # the target is what the model predicts without its adapters
     caption_missing: bool = False
     bytes: int = 0  # of the file
     mask: Path | None = None  # a file whose white is to be painted: for inpainting models

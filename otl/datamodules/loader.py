@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,14 +19,15 @@ from otl.datamodules.layout import Draw, Place
 from otl.types import Batch, Cond, Sample
 
 VALIDATION = "validation"  # in the place of the epoch: validation is the same every time
+MEMORY = 256 * 2**20  # bytes of the cache that each process keeps
 
 Request = tuple[int | str, list[Draw]]
 """The epoch and the draws of a batch; the epoch travels with them, because workers live longer than one."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cached:
-    """What the cache holds for a dataset."""
+    """What the cache holds for a dataset. A process keeps in memory what it has read, as long as there is room."""
 
     cache: Cache
     latents: list[str] | None  # key for each sample; None: pixels are served
@@ -35,12 +36,24 @@ class Cached:
         None  # key for each sample's masked image; None: pixels are served too where it is needed
     )
 
+    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # key -> entry
+    room: int = MEMORY  # bytes
+
     def read(self, key: str) -> dict[str, Tensor]:
         """An entry that was there when the run began.
 
         Raises:
             SettingsError: it is gone or damaged.
         """
+        if key not in self.kept:
+            entry = self._from_disk(key)
+            size = sum(tensor.nbytes for tensor in entry.values())
+            if size > self.room:
+                return entry
+            self.kept[key], self.room = entry, self.room - size
+        return self.kept[key]
+
+    def _from_disk(self, key: str) -> dict[str, Tensor]:
         entry = self.cache.get(key)
         if entry is None:
             raise SettingsError(
@@ -102,6 +115,7 @@ class Bucketed(Dataset[Batch]):
             pixels=self.pixels(indices) if needs_pixels else None,
             latents=latents,
             cond=self.cond(texts),
+            prior=torch.tensor([sample.prior for sample in samples]) if any(s.prior for s in samples) else None,
             noise=rng.normals(keys, tuple(latents.shape[1:]), "noise") if drawn else None,
             mask=self.masks(indices, keys),
             masked=masked,

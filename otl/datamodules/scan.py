@@ -38,9 +38,14 @@ class Source:
     concept: str
     folder: Path | None  # None: not given
     prompt: str | None
-    validation: bool
+    type: ConceptType
     repeats: int
     weight: float
+    generate: int = 0  # images that are drawn where there are fewer
+
+    @property
+    def validation(self) -> bool:
+        return self.type == ConceptType.validation
 
 
 @dataclass
@@ -92,7 +97,7 @@ def sources(data: Data | DictConfig) -> list[Source]:
     found = []
     if settings.path is not None:
         folder = _folder(settings.path)
-        found.append(Source("data.path", "data", folder, settings.prompt, validation=False, repeats=1, weight=1.0))
+        found.append(Source("data.path", "data", folder, settings.prompt, ConceptType.train, repeats=1, weight=1.0))
     for name, concept in settings.concepts.items():
         given = None if OmegaConf.is_missing(concept, "path") else concept.path
         found.append(
@@ -101,9 +106,10 @@ def sources(data: Data | DictConfig) -> list[Source]:
                 str(name),
                 _folder(given),
                 concept.prompt,
-                validation=concept.type == ConceptType.validation,
+                ConceptType(concept.type),
                 repeats=concept.repeats,
                 weight=concept.loss_weight,
+                generate=concept.generate,
             )
         )
     return found
@@ -115,13 +121,15 @@ def _folder(path: str | None) -> Path | None:
 
 def _scan_source(source: Source, inpaint: Inpaint | None) -> tuple[list[Sample], list[Broke], list[Problem]]:
     unusable = _unusable(source)
+    if source.generate and source.folder is not None and not source.folder.exists():
+        return [], [], _undrawn(source, 0)
     if unusable:
         return [], [], [Problem(source.key, unusable)]
     assert source.folder is not None
     files = _files(source.folder, [] if inpaint is None else masks.folders(inpaint))
     wanted = [path for path in files if path.suffix.lower() in EXTENSIONS]
-    problems = _unsupported(source, files)
-    if not wanted:
+    problems = _unsupported(source, files) + _undrawn(source, len(wanted))
+    if not wanted and not source.generate:
         accepted = ", ".join(extension[1:] for extension in EXTENSIONS)
         problems.append(Problem(source.key, f"{source.folder} holds no images; accepted are {accepted}"))
     Image.init()  # not in several threads at once
@@ -161,6 +169,21 @@ def _files(folder: Path, without: list[Path]) -> list[Path]:
     return sorted(images, key=lambda path: _natural(path.relative_to(folder).as_posix()))
 
 
+def pictures(folder: Path) -> list[Path]:
+    """The files in a folder and below that are taken for images to train on."""
+    return [path for path in _files(folder, []) if path.suffix.lower() in EXTENSIONS]
+
+
+def _undrawn(source: Source, count: int) -> list[Problem]:
+    """That the rest of a concept's images is drawn before the run."""
+    if count >= source.generate:
+        return []
+    message = (
+        f"{_count([None] * (source.generate - count), 'image')} will be drawn before the run, as many as are missing"
+    )
+    return [Problem(source.key, message + "; this plan knows those that are there", fatal=False)]
+
+
 def _unsearchable(error: OSError) -> None:
     raise SettingsError(f"{error.filename}: cannot be searched for images ({error.strerror}); mend it or move it away")
 
@@ -192,6 +215,7 @@ def _read(path: Path, source: Source) -> Sample | Broke:
         repeats=1 if source.validation else source.repeats,
         weight=source.weight,
         validation=source.validation,
+        prior=source.type == ConceptType.prior,
         caption_missing=missing,
         bytes=path.stat().st_size,
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from otl import loss, noise, rng
 from otl.config import Inpaint, Loss, NoiseOptions, Output, SampleOptions, SettingsError
-from otl.modules import drawing, inpainting, loading
+from otl.modules import drawing, inpainting, loading, prior
 from otl.timesteps import Timesteps
 from otl.types import Batch, Cond, Method, Noise, ParamGroup, Size
 
@@ -345,6 +345,7 @@ class DiffusionModule(LightningModule):
         """Fill the cache, then let the encoders go or put them out of the way."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         inpainting.check_data(self, data)
+        prior.check(self, data.samples)
         self.move_frozen(self.device)
         if not data.cached:
             return
@@ -427,8 +428,11 @@ class DiffusionModule(LightningModule):
         clean = self.draw_noise(batch, latents, t, stream)
         perturbed = noise.perturbed(clean, batch.key.cpu(), stream, self.noise_options.perturbation)
         noisy = self.noise_schedule.add(latents, perturbed, t)
-        predicted = self.predict(self.denoiser_input(noisy, batch), t.to(self.device), cond, batch)
+        inputs = self.denoiser_input(noisy, batch)
+        predicted = self.predict(inputs, t.to(self.device), cond, batch)
         each = self.objective(predicted, latents, clean, noisy, t, self.position_weights(batch, latents))
+        if batch.prior is not None:
+            each = prior.preserved(self, each, predicted, inputs, t, batch)
         weight = self.timestep_weight(t)
         each = each if weight is None else each * weight.to(each)
         return each * batch.weight.to(each)

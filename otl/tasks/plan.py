@@ -14,6 +14,7 @@ from otl.config import Data, PartialBatches, SettingsError
 from otl.datamodules.bucketed import report
 from otl.datamodules.layout import Layout, batches, layout
 from otl.datamodules.scan import scan
+from otl.modules import prior
 from otl.modules.base import DiffusionModule, steps_per_epoch
 from otl.tasks import memory
 from otl.tasks.precision import choose
@@ -54,6 +55,7 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
     data = data_options(settings, module)
     samples, problems = scanned or scan(data)
     problems = problems + untaught(module, samples)
+    prior.check(module, samples)
     made = {
         "family": type(module).__name__,
         "checkpoint": module.checkpoint,

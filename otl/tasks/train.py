@@ -19,7 +19,7 @@ from otl.config import SettingsError
 from otl.datamodules.bucketed import BucketedDataModule, report
 from otl.modules.base import DiffusionModule, steps_per_epoch
 from otl.quiet import undouble_lightning
-from otl.tasks import manifest, plan
+from otl.tasks import classes, manifest, plan
 from otl.tasks.precision import choose
 from otl.tasks.run import build_data, build_module, run_dir, total_steps
 
@@ -40,6 +40,7 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     precision = choose(settings.trainer.precision, accelerator=settings.trainer.accelerator)
     log.info(f"precision {precision.name}: {precision.reason}")
     seed_everything(settings.seed, verbose=False)
+    classes.draw_missing(settings, autocast=precision.autocast)
     module = build_module(settings)
     module.run_dir, module.track, module.autocast_dtype = folder, track, precision.autocast
     data = build_data(settings, module)
@@ -51,6 +52,8 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
         raise SettingsError("\n".join(map(report, fatal)))
     plan.write(made, folder)
     trainer = build_trainer(settings, precision.name)
+    if not data.validation_samples:
+        trainer.limit_val_batches = 0  # else Lightning prepares for it after each epoch
     batches = data.batches_per_epoch(trainer.world_size)
     module.total_steps = total_steps(settings.trainer, batches)
     set_end(trainer, module.total_steps)

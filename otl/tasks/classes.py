@@ -1,0 +1,103 @@
+"""Class images: what `data.concepts.NAME.generate` asks for and is not there is drawn by the model before the run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from otl import rng
+from otl.callbacks.progress import track
+from otl.config import Data, SettingsError
+from otl.datamodules.scan import Source, pictures, sources
+from otl.formats.files import whole
+from otl.tasks.run import build_module
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0  # seconds between two looks of the other ranks
+
+
+def draw_missing(settings: DictConfig, *, autocast: torch.dtype | None) -> None:
+    """Draw class images until every concept has as many as it asks for; one that is there is never touched.
+
+    Args:
+        autocast: dtype of the run's mixed precision; None: none.
+
+    Raises:
+        SettingsError: a concept has no prompt to draw from.
+    """
+    data: Data = OmegaConf.to_object(settings.data)  # type: ignore[assignment]
+    short = [source for source in sources(data) if missing(source)]
+    if not short:
+        return
+    for source in short:
+        require_prompt(source)
+    if rank_zero_only.rank != 0:
+        while any(missing(source) for source in short):
+            time.sleep(PATIENCE)
+        return
+    module = build_module(settings)
+    module.method, module.autocast_dtype = None, autocast
+    module.configure_model()
+    if torch.cuda.is_available() and settings.trainer.accelerator in {"auto", "gpu", "cuda"}:
+        module.to("cuda")
+    for source in short:
+        draw(module, source)
+
+
+def require_prompt(source: Source) -> None:
+    name = source.key.rpartition(".")[0]
+    if not source.prompt:
+        raise SettingsError(
+            f"{name}.generate={source.generate}: {source.folder} has {count(source)} images, and there is no prompt to "
+            f"draw the rest from: set {name}.prompt=..., such as 'a photo of a dog'"
+        )
+
+
+def count(source: Source) -> int:
+    """Images that are there."""
+    return len(pictures(source.folder)) if source.folder is not None and source.folder.is_dir() else 0
+
+
+def missing(source: Source) -> int:
+    """Images still to be drawn."""
+    return max(0, source.generate - count(source)) if source.folder is not None else 0
+
+
+def draw(module: Any, source: Source) -> None:
+    """The pictures of one concept, each from a seed of its own, with the settings of `sample`."""
+    options, folder = module.sample_options, source.folder
+    assert folder is not None and source.prompt is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = missing(source)
+    log.info(f"{source.key}: drawing {wanted} class images of {source.prompt!r} into {folder}")
+    names = [name for name in map(file_name, range(source.generate)) if not (folder / name).exists()][:wanted]
+    for start in track(
+        range(0, wanted, options.batch_size), "batches of class images", -(-wanted // options.batch_size)
+    ):
+        chosen = names[start : start + options.batch_size]
+        drawn = module.draw(
+            [source.prompt] * len(chosen),
+            [rng.key(module.seed, source.concept, name) % 2**31 for name in chosen],
+            negative_prompt=options.negative_prompt,
+            steps=options.steps,
+            guidance=options.guidance,
+            batch_size=options.batch_size,
+        )
+        for name, picture in zip(chosen, drawn):
+            write(picture, folder / name)
+
+
+def file_name(number: int) -> str:
+    return f"class-{number:05d}.png"
+
+
+def write(picture: Any, path: Path) -> None:
+    with whole(path) as aside:
+        picture.save(aside, "PNG")

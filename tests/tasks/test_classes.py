@@ -1,0 +1,90 @@
+"""Class images: what is missing is drawn once, from seeds of its own, and what is there is left alone."""
+
+import pytest
+from omegaconf import DictConfig
+from PIL import Image
+
+from otl.config import SettingsError
+from otl.datamodules.scan import scan
+from otl.tasks.classes import draw_missing
+
+
+@pytest.fixture
+def composed(settings, sd15_folder, tmp_path):
+    def _composed(*overrides, generate=3) -> DictConfig:
+        return settings(
+            f"model.checkpoint={sd15_folder}",
+            f"data.concepts.dogs.path={tmp_path / 'dogs'}",
+            "data.concepts.dogs.prompt=a dog",
+            f"data.concepts.dogs.generate={generate}",
+            "data.resolution=64",
+            "sample.steps=2",
+            "sample.batch_size=2",
+            "logger=none",
+            *overrides,
+        )
+
+    return _composed
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_missing_is_drawn_and_what_is_there_stays(composed, tmp_path):
+    folder = tmp_path / "dogs"
+    draw_missing(composed(generate=2), autocast=None)
+    first = contents(folder)
+    assert len(first) == 2 and len(set(first.values())) == 2
+    assert all(Image.open(path).size == (64, 64) for path in folder.iterdir())
+    draw_missing(composed(generate=4), autocast=None)
+    both = contents(folder)
+    assert len(both) == 4 and both.items() >= first.items()
+
+
+def test_a_picture_depends_on_seed_and_number_alone(composed, tmp_path):
+    draw_missing(composed(), autocast=None)
+    whole = contents(tmp_path / "dogs")
+    (tmp_path / "dogs" / "class-00001.png").unlink()
+    draw_missing(composed(), autocast=None)
+    assert contents(tmp_path / "dogs") == whole
+
+
+def test_photographs_count_and_nothing_is_loaded_where_there_are_enough(composed, tmp_path, monkeypatch):
+    (tmp_path / "dogs").mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64)).save(tmp_path / "dogs" / f"{number}.jpg")
+    monkeypatch.setattr("otl.tasks.classes.build_module", lambda _: pytest.fail("a model was built"))
+    draw_missing(composed(), autocast=None)
+
+
+def test_without_a_prompt_it_is_refused(composed):
+    with pytest.raises(SettingsError, match=r"data\.concepts\.dogs\.generate=3: .* set data\.concepts\.dogs\.prompt"):
+        draw_missing(composed("data.concepts.dogs.prompt=null"), autocast=None)
+
+
+def test_a_plan_says_what_will_be_drawn(composed):
+    _, problems = scan(composed().data)
+    said = [problem for problem in problems if "3 images will be drawn before the run" in problem.message]
+    assert len(said) == 1 and not said[0].fatal
+
+
+def test_a_run_draws_them_and_trains_on_them_as_prior(composed, tmp_path):
+    from otl.tasks.train import train
+
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "mine.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "mine.png").rename(tmp_path / "photos" / "mine.png")
+    cfg = composed(
+        f"data.path={tmp_path / 'photos'}",
+        "data.prompt=sks",
+        "data.concepts.dogs.type=prior",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.workers=0",
+        "logger=none",
+        "trainer.max_steps=2",
+    )
+    (tmp_path / "run").mkdir()
+    train(cfg, tmp_path / "run")
+    assert (tmp_path / "run" / "final.safetensors").is_file()
+    assert len(list((tmp_path / "dogs").iterdir())) == 3
