@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import Counter
-from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from peft import PeftConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
 from otl import rng
 from otl.config import LoraFormat, SettingsError
 from otl.formats import lora as lora_file
-from otl.formats.deltas import compare
-from otl.formats.modelspec import lora_metadata, with_hash
+from otl.methods import exporting
 from otl.methods.continuing import continued
+from otl.methods.injected import ADAPTER, adapted, own_parameters
 from otl.methods.parts import PartOptions, chosen_parts
 from otl.methods.targets import by_pattern, excluding, layers, matching
-from otl.types import AdapterLayer, AdapterState, ParamGroup, Size
+from otl.types import AdapterLayer, AdapterState, LoraLayer, ParamGroup
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
 
 log = logging.getLogger(__name__)
-
-ADAPTER = "default"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-TOLERANCE = {"fp32": 1e-5, "fp16": 4e-3, "bf16": 3e-2}  # relative error of a delta that rounding to the dtype explains
 
 
 class Strength(NamedTuple):
@@ -219,51 +214,23 @@ class Adapter:
     # Files
 
     def export(self, module: DiffusionModule, path: Path) -> Path:
-        """Write `<path>.safetensors`, read it back and compare it with the live adapter.
+        """Write `<path>.safetensors`, read it back and compare it with the live adapter."""
+        return exporting.export(module, path, lambda state, name: self.header(module, state, name))
 
-        An adapter too small for the dtype (fp16 ends near 6e-8) is written in fp32 instead, with a warning.
-
-        Raises:
-            RuntimeError: the file does not hold what was trained.
-        """
-        path = path.with_name(path.name + ".safetensors")
-        state = live_state(module)
-        dtype = module.output_options.dtype
-        difference = self.write(module, state, path, dtype=dtype)
-        if dtype != "fp32" and not difference <= TOLERANCE[dtype]:
-            log.warning(f"output.dtype={dtype} loses {difference:.1e} of this adapter: it is written in fp32 instead")
-            dtype = "fp32"
-            difference = self.write(module, state, path, dtype=dtype)
-        if not difference <= TOLERANCE[dtype]:
-            path.unlink()
-            raise RuntimeError(f"{path}: differed from the trained adapter by {difference:.1e} of its size; removed")
-        return path
-
-    def write(self, module: DiffusionModule, state: AdapterState, path: Path, *, dtype: str) -> float:
-        """The file, and by how much what is read back differs from `state`, relative."""
-        tensors = lora_file.cast(spelled(state, module), DTYPES[dtype])
-        lora_file.write(path, tensors, self.metadata(module, state, name=path.stem))
-        with_hash(path)
-        written, _ = lora_file.read(path)
-        return compare(state, unspelled(written, state, module), lambda part, name: base_weight(module, part, name))
-
-    def metadata(self, module: DiffusionModule, state: AdapterState, *, name: str) -> dict[str, str]:
-        """The header that tools read."""
-        options = module.output_options
+    def header(self, module: DiffusionModule, state: AdapterState, name: str) -> dict[str, str]:
+        """What tools read; in PEFT's format also its settings, by which it builds the layers again."""
         network, arguments = self.network(state)
-        return lora_metadata(
-            state,
-            network=network,
-            arguments=arguments,
-            architecture=module.architecture,
-            base_model_version=module.base_model_version,
-            title=options.title or name,
-            name=name,
-            resolution=Size(module.data_resolution, module.data_resolution),
-            implementation=module.implementation if options.format == LoraFormat.kohya else "diffusers",
-            prediction=getattr(module.noise_schedule, "prediction", "epsilon"),
-            trigger=options.trigger,
-        )
+        fields = exporting.metadata(module, state, name=name, network=network, arguments=arguments)
+        if module.output_options.format == LoraFormat.peft and self.kind is not LoraLayer:
+            fields |= {f"peft.{part}": self.peft_settings(of_part) for part, of_part in state.items()}
+        return fields
+
+    def peft_settings(self, of_part: dict[str, AdapterLayer]) -> str:
+        """The JSON of PEFT's settings for one part's layers, whose alpha is their rank; for LoRA nobody asks."""
+        ranks = {lora_file.portable_text_path(path): lora_file.rank_of(x) or self.rank for path, x in of_part.items()}
+        usual = Counter(ranks.values()).most_common(1)[0][0]
+        others = patterns({path: rank for path, rank in ranks.items() if rank != usual})
+        return json.dumps(self.config(one_of(ranks), Strength(usual, usual), others, others).to_dict())
 
 
 def one_of(paths: Any) -> str:
@@ -276,62 +243,4 @@ def patterns(values: dict[str, Any]) -> dict[str, Any]:
     return {
         f"^(?:{one_of(path for path, other in values.items() if other == value)})": value
         for value in dict.fromkeys(values.values())
-    }
-
-
-def adapted(part: nn.Module) -> dict[str, BaseTunerLayer]:
-    """path -> layer of PEFT's that carries the adapter."""
-    return {
-        path: layer
-        for path, layer in part.named_modules()
-        if isinstance(layer, BaseTunerLayer) and ADAPTER in layer._get_available_adapters()
-    }
-
-
-def own_parameters(layer: Any) -> list[nn.Parameter]:
-    """What of a layer of PEFT's is the adapter's."""
-    return [
-        parameter for name, parameter in layer.named_parameters() if name.startswith(tuple(layer.adapter_layer_names))
-    ]
-
-
-@singledispatch
-def state_of(layer: Any) -> AdapterLayer:
-    """What a layer of PEFT's has become, fp32 on the CPU; each kind says how."""
-    raise TypeError(f"{type(layer).__name__} is no adapter of OTL's")
-
-
-def live_state(module: DiffusionModule) -> AdapterState:
-    """The adapters of all parts as they are now, fp32 on the CPU; what else trains is not among them."""
-    states = {
-        name: {path: state_of(layer) for path, layer in adapted(part).items()} for name, part in module.trained.items()
-    }
-    return {name: state for name, state in states.items() if state}
-
-
-def base_weight(module: DiffusionModule, part: str, path: str) -> Tensor:
-    """The frozen weight below an adapter, fp32 on the CPU."""
-    layer: Any = module.part(part).get_submodule(path)
-    return layer.get_base_weight().detach().float().cpu()
-
-
-def spelled(state: AdapterState, module: DiffusionModule) -> dict[str, Tensor]:
-    """In the keys of the chosen format."""
-    if module.output_options.format == LoraFormat.peft:
-        return lora_file.to_peft(state)
-    return lora_file.to_kohya(state, prefixes=module.kohya_prefixes, names=spellings(state, module))
-
-
-def unspelled(tensors: dict[str, Tensor], state: AdapterState, module: DiffusionModule) -> AdapterState:
-    """The inverse of `spelled`; `state` says which layers there are."""
-    if module.output_options.format == LoraFormat.peft:
-        return lora_file.from_peft(tensors, modules=state)
-    return lora_file.from_kohya(tensors, prefixes=module.kohya_prefixes, names=spellings(state, module))
-
-
-def spellings(state: AdapterState, module: DiffusionModule) -> dict[str, dict[str, str]]:
-    """part -> path of an adapted layer -> its path in a kohya file."""
-    return {
-        part: lora_file.text_names(layers) if part in module.text_encoders else module.denoiser_names(list(layers))
-        for part, layers in state.items()
     }

@@ -9,7 +9,8 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
 
 from otl.formats.deltas import delta, row_norms
-from otl.methods.adapter import ADAPTER, Adapter, Strength, state_of
+from otl.methods.adapter import Adapter, Strength
+from otl.methods.injected import ADAPTER, state_of
 from otl.types import AdapterState, LoraLayer
 
 
