@@ -52,6 +52,7 @@ class PixArtAlpha(DiffusionModule):
     config_name = "pixart_alpha_1024"
     lora_targets = {"transformer": TRANSFORMER_TARGETS, "text_encoder": T5_TARGETS}
     kohya_prefixes = {"transformer": "transformer.", "text_encoder": "lora_te1"}  # as ComfyUI reads them
+    embedding_keys = {"text_encoder": "t5xxl"}
     architecture = "pixart-alpha"
     base_model_version = "pixart_alpha"
 

@@ -67,6 +67,7 @@ class StableCascade(CascadedModule):
     writes_file = True
     lora_targets = {"prior": TARGETS, "text_encoder": TEXT_TARGETS}
     kohya_prefixes = {"prior": "lora_prior_unet", "text_encoder": "lora_prior_te"}
+    embedding_keys = {"text_encoder": "clip_g"}
     architecture = "stable-cascade-v1-stage-c"
     base_model_version = "stable_cascade"
 

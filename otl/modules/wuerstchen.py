@@ -53,6 +53,7 @@ class Wuerstchen(CascadedModule):
     config_name = "wuerstchen"
     lora_targets = {"prior": TARGETS, "text_encoder": TEXT_TARGETS}
     kohya_prefixes = {"prior": "lora_prior_unet", "text_encoder": "lora_prior_te"}
+    embedding_keys = {"text_encoder": "clip_g"}
     architecture = "wuerstchen-v2-prior"
     base_model_version = "wuerstchen_v2"
 
