@@ -25,6 +25,7 @@ WARNINGS = (
     ".*lr_scheduler.step\\(\\)` before `optimizer.step.*",
     ".*module\\(s\\) in eval mode.*",
     ".*no `val_dataloader`.*",
+    ".*have overridden `transfer_batch_to_device` in `LightningModule`.*",
     ".*`training_step` returned `None`.*",
     ".*Total length of `list` across ranks is zero.*",
     ".*The `srun` command is available.*",

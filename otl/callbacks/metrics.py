@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = "metrics.csv"
-BLOCK, SECONDS = 10, 5.0  # rows are written when this many wait, or the oldest waits this long
+SECONDS = 2.0  # between two writings of rows: each waits for the device and for the disk
 BEFORE, AFTER = ["step", "epoch", "loss"], ["images_per_second", "steps_per_second", "data_wait", "val_loss", "seconds"]
 
 
@@ -67,6 +67,8 @@ class Metrics(Clocked):
         self._row_step = 0
         self._start = self._flushed = 0.0
         self._loggers: list[Logger] = []
+        self._log_every = 1
+        self._log_next = 0  # the step from which on a logger gets a whole row again
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
         """Raises SettingsError: `every` is below 1."""
@@ -84,7 +86,7 @@ class Metrics(Clocked):
             rows = rows_until(path, trainer.global_step) if trainer.global_step else []
             earlier = float(rows[-1]["seconds"]) if rows else 0.0
             self._open(path, rows)
-        self._loggers = trainer.loggers
+        self._loggers, self._log_every, self._log_next = trainer.loggers, trainer.log_every_n_steps, 0
         self._start = time.perf_counter() - earlier
         self._flushed = time.perf_counter()
         self.clock.look()
@@ -119,7 +121,7 @@ class Metrics(Clocked):
         self._losses, self._images = [], []
         if due(step, self.every) or step == pl_module.total_steps:
             self._add_row(step)
-        if len(self._rows) >= BLOCK or (self._rows and time.perf_counter() - self._flushed > SECONDS):
+        if time.perf_counter() - self._flushed > SECONDS:
             self._flush()
 
     def on_validation_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
@@ -186,10 +188,18 @@ class Metrics(Clocked):
         os.fsync(self._file.fileno())
 
     def _log(self, values: dict[str, str]) -> None:
-        """The same row to TensorBoard, or whichever logger there is; Lightning logs the validation loss itself."""
+        """The losses to TensorBoard, or whichever logger there is, and now and then whole rows: it is slow.
+
+        Lightning logs the validation loss itself.
+        """
+        step = int(values["step"])
         numbers = {name: float(value) for name, value in values.items() if name not in NOT_LOGGED and value}
+        if step < self._log_next:
+            numbers = {"loss": numbers["loss"]}
+        else:
+            self._log_next = step + self._log_every
         for logger in self._loggers:
-            logger.log_metrics(numbers, step=int(values["step"]))
+            logger.log_metrics(numbers, step=step)
 
     def _close(self) -> None:
         if self._file is not None:

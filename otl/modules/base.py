@@ -407,6 +407,14 @@ class DiffusionModule(LightningModule):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, torch.tensor(norm))
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """The gradients are let go at once: Lightning would keep them through the next forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Done by `optimizer_step`."""
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same noise every time, at evenly spaced timesteps: only the weights make the loss differ."""
         steps = [

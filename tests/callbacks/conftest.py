@@ -166,6 +166,7 @@ def run(tmp_path: Path) -> Run:
         validate: bool = False,
         logger: Any = False,
         plugins: Any = None,
+        log_every: int = 1,
         **options: Any,
     ) -> TinyModule:
         module = TinyModule(tmp_path / folder, total or steps, **options)
@@ -183,7 +184,7 @@ def run(tmp_path: Path) -> Run:
             num_sanity_val_steps=0,
             accumulate_grad_batches=accumulate,
             default_root_dir=tmp_path,
-            log_every_n_steps=1,
+            log_every_n_steps=log_every,
             limit_val_batches=1.0 if validate else 0,
         )
         trainer.fit(module, TinyLoader(), HeldOut(), ckpt_path=ckpt, weights_only=True)

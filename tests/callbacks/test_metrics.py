@@ -57,6 +57,15 @@ def test_the_logger_gets_what_the_table_has(run: Run, tmp_path: Path) -> None:
     assert [row["step"] for row in logged] == ["1", "2", "3"]
 
 
+def test_a_logger_gets_every_loss_and_the_rest_now_and_then(run: Run, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="log", version="", flush_logs_every_n_steps=1)
+    run(Metrics(), steps=7, logger=logger, log_every=3)
+    with (tmp_path / "log" / "metrics.csv").open(newline="") as file:
+        logged = list(csv.DictReader(file))
+    assert [row["step"] for row in logged if row["loss"]] == ["1", "2", "3", "4", "5", "6", "7"]
+    assert [row["step"] for row in logged if row["lr_unet"]] == ["1", "4", "7"]
+
+
 def test_every_so_many_steps_and_the_last(run: Run, tmp_path: Path) -> None:
     run(Metrics(every=3), steps=7)
     assert column(tmp_path / "run", "step") == ["3", "6", "7"]

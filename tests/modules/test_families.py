@@ -131,3 +131,9 @@ def test_drawing_is_the_stock_pipeline_with_the_seed_s_own_noise(sd15_folder):
     ).images[0]
     assert first[1].tobytes() == stock.tobytes()
     assert wide[0].size == (48, 32)
+
+
+def test_what_random_numbers_follow_from_stays_on_the_cpu(drawn):
+    moved = StableDiffusion("none").transfer_batch_to_device(batch(*drawn), torch.device("meta"), 0)
+    assert {moved.index.device.type, moved.key.device.type} == {"cpu"}
+    assert {moved.pixels.device.type, moved.noise.device.type, moved.target_size.device.type} == {"meta"}

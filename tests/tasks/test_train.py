@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -129,6 +130,23 @@ def test_a_finished_run_that_lost_its_file_writes_it_again_from_the_average(run)
     run("run", "callbacks.ema.decay=0.5", "resume=auto")
     again = load_file(folder / "final.safetensors")
     assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+class Gradients(Callback):
+    """Keeps, for the start of every batch, whether there are gradients."""
+
+    seen: list[bool] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(any(parameter.grad is not None for parameter in pl_module.parameters()))
+
+
+def test_gradients_are_let_go_after_each_optimizer_step(run):
+    """Kept through the next forward pass they would add to its peak of memory."""
+    Gradients.seen.clear()
+    probe = f"callbacks.probe._target_={__name__}.Gradients"
+    run("run", probe, "trainer.accumulate_grad_batches=2", "trainer.max_steps=2")
+    assert Gradients.seen == [False, True, False, True]
 
 
 @pytest.mark.parametrize("clip", ["1e-3", "1e3", "null"])
