@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from otl.config import LoraFormat, Output, SettingsError
+from otl.config import LoraFormat, NoiseOptions, Output, SettingsError
 from otl.formats.lora import kohya_key, read
 from otl.methods.lora import Lora
 from otl.methods.targets import layers, matching
@@ -415,6 +415,25 @@ def check_noise_snr(factory: Factory) -> None:
     require(bool((ratio.diff() <= 0).all()), "a larger u must mean more noise")
 
 
+def check_noise_shares(factory: Factory) -> None:
+    """share takes sample back, what is predicted has a name, and the settings' range is left to the base class."""
+    schedule = loaded(factory).noise_schedule
+    require(
+        schedule.prediction in ("epsilon", "v_prediction", "sample", "flow"),
+        f"prediction is {schedule.prediction!r}; accepted are epsilon, v_prediction, sample and flow",
+    )
+    u = torch.linspace(0.05, 0.85, 9, dtype=torch.float64)
+    off = (schedule.share(schedule.sample(u)) - u).abs().max().item()
+    require(off < 0.01, f"share(sample(u)) is off from u by {off:.3f}")
+    module = factory()
+    module.noise_options = NoiseOptions(min_timestep=0.25, max_timestep=0.5)
+    module.configure_model()
+    require(
+        torch.equal(module.noise_schedule.sample(u), schedule.sample(u)),
+        "make_noise must not look at noise.min_timestep: DiffusionModule.losses applies the range",
+    )
+
+
 def check_loss(factory: Factory) -> None:
     """One finite loss for each sample, times its weight."""
     module = loaded(factory)
@@ -537,6 +556,7 @@ CHECKS = (
     check_bf16,
     check_noise_recoverable,
     check_noise_snr,
+    check_noise_shares,
     check_loss,
     check_gradients,
     check_state_dict,

@@ -240,7 +240,8 @@ class Schedule:
     """The family's own, to be broken."""
 
     def __init__(self, own):
-        self.sample, self.add, self.target, self.snr = own.sample, own.add, own.target, own.snr
+        self.prediction, self.sample, self.share = own.prediction, own.sample, own.share
+        self.add, self.target, self.snr = own.add, own.target, own.snr
 
 
 @breaks(testing.check_noise_recoverable, "cannot be told")
@@ -260,6 +261,17 @@ def snr_without_its_square(family):
         def make_noise(self):
             schedule, own = Schedule(super().make_noise()), super().make_noise()
             schedule.snr = lambda t: own.snr(t).sqrt()
+            return schedule
+
+    return Broken
+
+
+@breaks(testing.check_noise_shares, "must not look at noise.min_timestep")
+def range_that_is_applied_twice(family):
+    class Broken(family):
+        def make_noise(self):
+            schedule, own, low = Schedule(super().make_noise()), super().make_noise(), self.noise_options.min_timestep
+            schedule.sample = lambda u: own.sample(low + (1 - low) * u)
             return schedule
 
     return Broken

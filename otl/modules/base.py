@@ -60,6 +60,7 @@ class DiffusionModule(LightningModule):
     kohya_prefixes: ClassVar[dict[str, str]]  # part -> prefix of its keys in a LoRA file
     embedding_keys: ClassVar[dict[str, str]] = {"text_encoder": "emb_params"}  # text encoder -> key in a file
     architecture: ClassVar[str]  # modelspec id
+    inpaint_architecture: ClassVar[str | None] = None  # of a whole model with 9 input channels; None: the same
     base_model_version: ClassVar[str]  # kohya's id, ss_base_model_version
     implementation: ClassVar[str] = "diffusers"  # modelspec: whose names the keys of a kohya file follow
 
@@ -258,6 +259,11 @@ class DiffusionModule(LightningModule):
             self.trained = nn.ModuleDict({name: self.part(name).train() for name in names})
             if self.embeddings is not None:
                 self.embeddings.settle(self)
+        if self.loss_options.masked and not self.inpaints:
+            raise SettingsError(
+                "loss.masked=true: only the batches of inpainting models have masks. Choose one of these (such as "
+                "model=sd15_inpaint), or set loss.masked=false"
+            )
         if self.gradient_checkpointing:
             for part in self.trained.values():
                 enable_checkpointing(part)
@@ -446,16 +452,11 @@ class DiffusionModule(LightningModule):
         return each * batch.weight.to(each)
 
     def position_weights(self, batch: Batch, latents: Tensor) -> Tensor | None:
-        """[B, 1, h, w] weights of the latents' positions in the loss; None: all alike.
-
-        Raises:
-            SettingsError: the loss is masked, and the data gives no masks.
-        """
+        """[B, 1, h, w] weights of the latents' positions in the loss; None: all alike."""
         options = self.loss_options
         if not options.masked:
             return None
-        if batch.mask is None:
-            raise SettingsError("loss.masked=true, but this run has no masks: set loss.masked=false")
+        assert batch.mask is not None, "the batches of a masked run have masks"
         h, w = latents.shape[-2:]
         return loss.position_weights(
             batch.mask, (h, w), unmasked=options.unmasked_weight, normalize=options.normalize_masked_area
