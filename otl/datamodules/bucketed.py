@@ -34,6 +34,7 @@ class BucketedDataModule(LightningDataModule):
         step: sides of buckets are multiples of it, pixels.
         seed: of the order, captions, masks and noise.
         inpaint: how masks are made; None: there are none.
+        hides: whether the model is shown what the masks leave of the images; else they only weigh the loss.
     """
 
     samples: list[Sample]  # to train on
@@ -43,10 +44,18 @@ class BucketedDataModule(LightningDataModule):
     validation_layout: Layout
 
     def __init__(
-        self, data: Data | DictConfig, *, resolution: int, step: int, seed: int, inpaint: Inpaint | None = None
+        self,
+        data: Data | DictConfig,
+        *,
+        resolution: int,
+        step: int,
+        seed: int,
+        inpaint: Inpaint | None = None,
+        hides: bool = True,
     ) -> None:
         super().__init__()
-        self.data, self.resolution, self.step, self.seed, self.inpaint = data, resolution, step, seed, inpaint
+        self.data, self.resolution, self.step, self.seed = data, resolution, step, seed
+        self.inpaint, self.hides = inpaint, hides and inpaint is not None
         self.scanned = False
         self.train_cached: Cached | None = None  # set by `fill_cache`
         self.validation_cached: Cached | None = None
@@ -59,7 +68,7 @@ class BucketedDataModule(LightningDataModule):
     @property
     def caches_masked(self) -> bool:
         """Whether masked images are cached too: their masks come from files alone, and so never change."""
-        return self.cached and self.inpaint is not None and self.inpaint.masks == MaskSource.files
+        return self.cached and self.hides and self.inpaint is not None and self.inpaint.masks == MaskSource.files
 
     def setup(self, stage: str | None = None) -> None:
         """Scan and lay out, once.
@@ -164,6 +173,7 @@ class BucketedDataModule(LightningDataModule):
             caption_dropout=dropout,
             cached=cached,
             inpaint=self.inpaint,
+            hides=self.hides,
         )
 
     def _ranks(self) -> tuple[int, int]:

@@ -74,6 +74,7 @@ class Bucketed(Dataset[Batch]):
         caption_dropout: share of captions replaced by the empty one, 0..1.
         cached: where latents and conditioning come from; None: pixels and captions alone.
         inpaint: how masks are made; None: there are none.
+        hides: whether the model is shown what the masks leave of the images; else they only weigh the loss.
     """
 
     def __init__(
@@ -86,8 +87,9 @@ class Bucketed(Dataset[Batch]):
         caption_dropout: float,
         cached: Cached | None,
         inpaint: Inpaint | None = None,
+        hides: bool = True,
     ) -> None:
-        self.inpaint = inpaint
+        self.inpaint, self.hides = inpaint, hides
         self.samples, self.places, self.seed = samples, places, seed
         self.background, self.caption_dropout, self.cached = background, caption_dropout, cached
 
@@ -101,7 +103,7 @@ class Bucketed(Dataset[Batch]):
         texts = [self.caption(index, int(key)) for index, key in zip(indices, keys)]
         samples, places = [self.samples[index] for index in indices], [self.places[index] for index in indices]
         latents, masked = self.latents(indices), self.masked(indices)
-        needs_pixels = latents is None or (self.inpaint is not None and masked is None)
+        needs_pixels = latents is None or (self.inpaint is not None and self.hides and masked is None)
         # Validation draws noise of its own, for several timesteps.
         drawn = latents is not None and epoch != VALIDATION
         return Batch(

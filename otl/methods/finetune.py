@@ -65,7 +65,7 @@ def save_file(module: DiffusionModule, path: Path) -> Path:
     """The whole model in one file of the original code's names."""
     options = module.output_options
     header = checkpoint_metadata(
-        architecture=module.architecture,
+        architecture=(module.inpaints and module.inpaint_architecture) or module.architecture,
         title=options.title or path.stem,
         resolution=Size(module.data_resolution, module.data_resolution),
         implementation="https://github.com/Stability-AI/generative-models",

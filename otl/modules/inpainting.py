@@ -19,9 +19,7 @@ from otl.types import Batch, Cond, Sample, Size
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
 
-CHANNELS = (
-    9  # noisy latents 4, mask 1, latents of the masked picture 4: the order of diffusers and of the original code
-)
+CHANNELS = 9  # noisy latents 4, mask 1, latents of the masked picture 4: in this order
 
 
 class Canvas(NamedTuple):
@@ -68,17 +66,38 @@ def check_data(module: DiffusionModule, data: Any) -> None:
     """Refuse a checkpoint that turns out to be another kind than the one that the data was made for.
 
     Raises:
-        SettingsError: only one of denoiser and data has masks.
+        SettingsError: one hides parts of the images, and the other does not.
     """
-    if module.inpaints and data.inpaint is None:
+    if module.inpaints and not data.hides:
         raise SettingsError(
             f"model.checkpoint={module.checkpoint}: its denoiser has {CHANNELS} input channels: this is an inpainting "
             "model, choose the model= of that kind (such as sd15_inpaint)"
         )
-    if not module.inpaints and data.inpaint is not None:
+    if data.hides and not module.inpaints:
         raise SettingsError(
             f"model.checkpoint={module.checkpoint}: its denoiser takes no mask: choose the model= without _inpaint, or "
             "widen it with method=inpaint"
+        )
+
+
+def mask_options(module: DiffusionModule) -> Inpaint | None:
+    """How the data makes its masks; None: there are none.
+
+    Where they only weigh the loss they come from files, and an image without one counts whole.
+    """
+    if module.inpaints:
+        return module.inpaint_options
+    if module.loss_options.masked:
+        return Inpaint(boxes=0.0, brushes=0.0, ellipses=0.0, whole=1.0)
+    return None
+
+
+def check_masks(module: DiffusionModule, samples: list[Sample]) -> None:
+    """Raises SettingsError: the loss is masked, and no image has a mask."""
+    if module.loss_options.masked and not module.inpaints and all(sample.mask is None for sample in samples):
+        raise SettingsError(
+            f"loss.masked=true: no image has a mask file (NAME{masks.LABEL}.png beside NAME.png), so "
+            "all would count whole; add masks, or set loss.masked=false"
         )
 
 

@@ -36,6 +36,7 @@ class StableDiffusion(DiffusionModule):
     lora_targets = {"unet": UNET_TARGETS, "text_encoder": CLIP_TARGETS}
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
     architecture = "stable-diffusion-v1"
+    inpaint_architecture = "stable-diffusion-v1-inpainting"
     base_model_version = "sd_v1"
 
     @classmethod

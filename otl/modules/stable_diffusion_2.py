@@ -17,6 +17,7 @@ class StableDiffusion2(StableDiffusion):
     config_name = "sd21"
     file_keys = (*StableDiffusion.file_keys, "cond_stage_model.model.transformer.resblocks.22.ln_1.weight")
     foreign_keys = ()
+    inpaint_architecture = "stable-diffusion-v2-inpainting"
 
     def single_file(self) -> dict[str, Tensor]:
         return original_images(self) | open_clip("cond_stage_model.model", self.part("text_encoder").state_dict())

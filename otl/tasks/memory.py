@@ -55,6 +55,7 @@ def activation_bytes(module: DiffusionModule, size: Size, batch_size: int, *, dt
         assert batch.pixels is not None
         latents = module.encode_image(batch.pixels.to(dtype)).to(dtype)
         cond = module.encode_prompt(batch.captions)
+        noisy = module.denoiser_input(latents, batch)
     own = {
         parameter.untyped_storage()._cdata for name in module.part_names for parameter in module.part(name).parameters()
     }
@@ -67,7 +68,7 @@ def activation_bytes(module: DiffusionModule, size: Size, batch_size: int, *, dt
         return tensor
 
     with fused_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module.predict(latents, torch.zeros(batch_size, dtype=torch.long, device="meta"), cond, batch)
+        module.predict(noisy, torch.zeros(batch_size, dtype=torch.long, device="meta"), cond, batch)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -84,6 +85,7 @@ def empty_batch(size: Size, count: int) -> Batch:
         target_size=pairs,
         weight=torch.ones(count, device="meta"),
         pixels=torch.zeros(count, 3, size.h, size.w, device="meta"),
+        mask=torch.zeros(count, 1, size.h, size.w, device="meta"),
     )
 
 
@@ -109,17 +111,25 @@ def weights(module: DiffusionModule) -> list[dict[str, Any]]:
 
 
 def estimate(
-    module: DiffusionModule, *, optimizer: str, size: Size, batch_size: int, keeps_encoders: bool
+    module: DiffusionModule,
+    *,
+    optimizer: str,
+    size: Size,
+    batch_size: int,
+    keeps_encoders: bool,
+    encodes_masked: bool = False,
 ) -> dict[str, Any]:
     """Bytes by kind for one step at the largest bucket.
 
     Args:
         optimizer: class name.
         keeps_encoders: whether the encoders stay beside the denoiser during training.
+        encodes_masked: whether the image encoder does: it encodes masked images in every step.
     """
     rows = weights(module)
     trained = sum(row["trained"] for row in rows)
-    stays = [r for r in rows if keeps_encoders or r["part"] == module.denoiser or r["trained"]]
+    needed = {module.denoiser, module.image_encoder} if encodes_masked else {module.denoiser}
+    stays = [r for r in rows if keeps_encoders or r["part"] in needed or r["trained"]]
     activations = activation_bytes(module, size, batch_size, dtype=module.autocast_dtype or torch.float32)
     found = {
         "weights": sum(row["bytes"] for row in stays),

@@ -8,17 +8,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from otl.config import Data, PartialBatches, SettingsError
+from otl.config import Data, MaskSource, PartialBatches, SettingsError
 from otl.datamodules.bucketed import report
 from otl.datamodules.layout import Layout, batches, layout
 from otl.datamodules.scan import scan
-from otl.modules import prior
+from otl.modules import inpainting, prior
 from otl.modules.base import DiffusionModule, steps_per_epoch
 from otl.tasks import memory
 from otl.tasks.precision import choose
-from otl.tasks.run import build_module, data_options, run_dir, total_steps
+from otl.tasks.run import build_skeleton, data_options, run_dir, total_steps
 from otl.tasks.tables import show
 from otl.types import Problem, Sample, Size
 
@@ -49,13 +49,13 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
         scanned: what `scan` gave; None: it is done here.
     """
     precision = choose(settings.trainer.precision, accelerator=settings.trainer.accelerator)
-    module = build_module(settings)
+    module = build_skeleton(settings)
     module.autocast_dtype = precision.autocast
-    module.build_skeleton()
     data = data_options(settings, module)
-    samples, problems = scanned or scan(data)
+    samples, problems = scanned or scan(data, inpainting.mask_options(module))
     problems = problems + untaught(module, samples)
     prior.check(module, samples)
+    inpainting.check_masks(module, samples)
     made = {
         "family": type(module).__name__,
         "checkpoint": module.checkpoint,
@@ -65,6 +65,7 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
         "batch_size": data.batch_size,
         **of_images(samples, problems, data, module, settings),
         "weights": memory.weights(module),
+        "inpaint": of_masks(samples, module) if module.inpaints else None,
     }
     sizes = [Size(bucket["height"], bucket["width"]) for bucket in made["buckets"]]
     made["memory"] = memory.estimate(
@@ -73,6 +74,7 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
         size=max(sizes, key=lambda size: size.area, default=Size(module.data_resolution, module.data_resolution)),
         batch_size=data.batch_size,
         keeps_encoders=module.trains_text or not data.cache,
+        encodes_masked=module.inpaints and module.inpaint_options.masks != MaskSource.files,
     )
     return made, [problem for problem in problems if problem.fatal]
 
@@ -107,6 +109,16 @@ def of_images(
     }
 
 
+def of_masks(samples: list[Sample], module: DiffusionModule) -> dict[str, Any]:
+    """Where the masks of an inpainting model come from."""
+    options = module.inpaint_options
+    return {
+        "masks": options.masks.value,
+        "files": sum(sample.mask is not None for sample in samples),
+        "images": len(samples),
+    }
+
+
 def row(sample: Sample, placed: Layout, index: int, data: Data) -> dict[str, Any]:
     """One image as plan.json has it."""
     place = placed.places[index]
@@ -119,6 +131,7 @@ def row(sample: Sample, placed: Layout, index: int, data: Data) -> dict[str, Any
         "scale": round(place.scale, 4),
         "cropped": round(place.cropped_fraction, 4),
         "repeats": place.repeats,
+        "mask": None if sample.mask is None else str(sample.mask),
         "caption_missing": sample.caption_missing,
         "dropped": dropped,
         "reason": reason,
@@ -142,7 +155,7 @@ def broken_rows(problems: list[Problem]) -> list[dict[str, Any]]:
     files = [detail for problem in problems if problem.key == "data.broken_images" for detail in problem.details]
     return [
         {"path": path, "size": None, "bucket": None, "scale": None, "cropped": None, "repeats": 0,
-         "caption_missing": False, "dropped": True, "reason": reason}
+         "mask": None, "caption_missing": False, "dropped": True, "reason": reason}
         for path, reason in (file.split(": ", 1) for file in files)
     ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from otl.config import Data, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
+from otl.modules import inpainting
 from otl.modules.base import DiffusionModule, steps_per_epoch
 from otl.types import Captions
 
@@ -28,11 +29,24 @@ def build_module(settings: DictConfig) -> DiffusionModule:
     module.lr_schedule = deferred(settings.scheduler)
     module.loss_options = OmegaConf.to_object(settings.loss)
     module.noise_options = OmegaConf.to_object(settings.noise)
+    module.inpaint_options = OmegaConf.to_object(settings.inpaint)
     module.sample_options = OmegaConf.to_object(settings.sample)
     module.output_options = OmegaConf.to_object(settings.output)
     module.seed = settings.seed
     module.data_resolution = settings.data.resolution or module.resolution
     module.settings = plain(settings)
+    return module
+
+
+def build_skeleton(settings: DictConfig) -> DiffusionModule:
+    """The same on the meta device: what there will be, before any weight is loaded.
+
+    Raises:
+        SettingsError: the method does not fit the model, or something is set that only inpainting models have.
+    """
+    module = build_module(settings)
+    module.build_skeleton()
+    inpainting.check_settings(module)
     return module
 
 
@@ -56,12 +70,18 @@ def data_options(settings: DictConfig, module: DiffusionModule) -> Data:
 
 
 def build_data(settings: DictConfig, module: DiffusionModule) -> BucketedDataModule:
-    """The dataset of the run, scanned."""
+    """The dataset of the run, to be scanned.
+
+    Args:
+        module: built, at least without weights.
+    """
     return BucketedDataModule(
         data_options(settings, module),
         resolution=module.data_resolution,
         step=module.bucket_step,
         seed=settings.seed,
+        inpaint=inpainting.mask_options(module),
+        hides=module.inpaints,
     )
 
 

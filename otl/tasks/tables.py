@@ -24,6 +24,9 @@ def show(plan: dict[str, Any], console: Console | None = None) -> None:
         f"{plan['images_validation']} held out; {plan['steps_per_epoch']} steps an epoch, "
         f"[bold]{plan['total_steps']} steps in all[/]"
     )
+    if plan["inpaint"]:
+        masks = plan["inpaint"]
+        console.print(f"masks: {masks['masks']}; {masks['files']} of {masks['images']} images have a mask file")
     console.print(weights(plan))
     console.print(memory(plan))
     for warning in plan["warnings"]:

@@ -21,7 +21,7 @@ from otl.modules.base import DiffusionModule, steps_per_epoch
 from otl.quiet import undouble_lightning
 from otl.tasks import classes, manifest, plan
 from otl.tasks.precision import choose
-from otl.tasks.run import build_data, build_module, run_dir, total_steps
+from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, total_steps
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     classes.draw_missing(settings, autocast=precision.autocast)
     module = build_module(settings)
     module.run_dir, module.track, module.autocast_dtype = folder, track, precision.autocast
-    data = build_data(settings, module)
+    data = build_data(settings, build_skeleton(settings))
     data.setup("fit")
     for problem in data.problems:
         log.warning(f"{problem.key}: {problem.message}")
