@@ -79,7 +79,7 @@ def portable_state(part: nn.Module, *, dtype: torch.dtype, text: bool) -> dict[s
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """tokenizer.json for transformers 5, and for CLIP also vocab.json and merges.txt for transformers 4."""
+    """tokenizer.json for transformers 5, and for transformers 4 CLIP's vocab.json and merges.txt or T5's spiece.model."""
     tokenizer.save_pretrained(folder)
     fast = folder / "tokenizer.json"
     model = json.loads(fast.read_text())["model"] if fast.is_file() else {}
@@ -87,3 +87,5 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
         (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
         (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    elif model.get("type") == "Unigram" and tokenizer.vocab_file is not None:  # None: the checkpoint had none either
+        shutil.copyfile(tokenizer.vocab_file, folder / "spiece.model")

@@ -1,9 +1,12 @@
 """PixArt Alpha: prediction and loss against the stock parts, what it is told, its files, and a run from end to end."""
 
+import io
 import json
 import math
+import shutil
 
 import pytest
+import sentencepiece
 import torch
 from diffusers import DDPMScheduler, PixArtAlphaPipeline
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
@@ -12,14 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from otl.config import SettingsError
+from otl.config import LoraFormat, SettingsError
+from otl.formats.folder import save_pipeline
 from otl.methods.lora import Lora
 from otl.methods.targets import layers, matching
 from otl.modules.pixart_alpha import PixArtAlpha
 from otl.testing import CHECKS
 from otl.types import Size
 from tests import tiny
-from tests.commands import run_otl
+from tests.commands import ROOT, run_otl
 from tests.modules.test_families import SIZES, TARGETS, batch, u_of
 
 CAPTIONS = ["a small red circle", "a photo of a cat"]  # those of `batch`
@@ -238,11 +242,7 @@ def test_what_the_bound_cannot_do_is_refused(options, message, folder):
 
 
 def test_a_transformer_without_variance_is_refused(folder, tmp_path):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            target = tmp_path / path.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     config = tmp_path / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"out_channels": 4}))
     with pytest.raises(SettingsError, match=r"its transformer has 4 output channels"):
@@ -268,6 +268,49 @@ def test_drawing_is_the_stock_pipeline_at_the_size_asked_for(folder):
     assert ours.tobytes() == stock.tobytes()
 
 
+@pytest.fixture(scope="module")
+def published(folder, tmp_path_factory):
+    """The checkpoint with its tokenizer as the hub has it: spiece.model, which transformers 5 converts."""
+    target = tmp_path_factory.mktemp("published")
+    shutil.copytree(folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("tokenizer.json"))
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS * 4), model_writer=model, vocab_size=60, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece="<pad>", minloglevel=2,
+    )  # fmt: skip
+    (target / "tokenizer" / "spiece.model").write_bytes(model.getvalue())
+    settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (target / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
+    return target
+
+
+def test_the_published_tokenizer_gives_sentencepiece_s_own_ids(published):
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(published / "tokenizer" / "spiece.model"))
+    tokenizer = loaded(published).pipeline.tokenizer
+    for text in ("a small red circle", "a photo, a cat é", ""):
+        assert tokenizer(text).input_ids == pieces.encode(text, add_eos=True)
+
+
+def test_a_saved_folder_keeps_the_tokenizer_for_older_versions(published, tmp_path):
+    saved = save_pipeline(loaded(published).pipeline, tmp_path / "saved", dtype="fp32")
+    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
+        assert (saved / "tokenizer" / name).is_file()
+    one, two = (loaded(each).encode_prompt(CAPTIONS) for each in (published, saved))
+    assert torch.equal(one["hidden"], two["hidden"])
+
+
+def adapted(folder, **parts):
+    """A module with a random adapter of rank 2 on the denoiser and on `parts`."""
+    module = PixArtAlpha(str(folder))
+    module.method = Lora(rank=2, alpha=1.0, targets="attn-mlp", parts={"denoiser": {}, **parts})
+    module.configure_model()
+    with torch.no_grad():
+        for parameter in module.trained_parameters().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    module.output_options.dtype = "fp32"
+    return module
+
+
 def comfyui_keys(transformer):
     """Key -> layer, as ComfyUI's `model_lora_keys_unet` has them for PixArt."""
     paths = [name for name, layer in transformer.named_modules() if isinstance(layer, torch.nn.Linear)]
@@ -275,13 +318,7 @@ def comfyui_keys(transformer):
 
 
 def test_the_lora_file_says_what_comfyui_reads(folder, tmp_path):
-    module = PixArtAlpha(str(folder))
-    module.method = Lora(rank=2, alpha=1.0, targets="attn-mlp", parts={"denoiser": {}, "text_encoder": {}})
-    module.configure_model()
-    with torch.no_grad():
-        for parameter in module.trained_parameters().values():
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    module.output_options.dtype = "fp32"
+    module = adapted(folder, text_encoder={})
     tensors = load_file(module.export(tmp_path / "adapter"))
 
     plain = PixArtTransformer2DModel.from_pretrained(folder, subfolder="transformer")
@@ -299,6 +336,23 @@ def test_the_lora_file_says_what_comfyui_reads(folder, tmp_path):
     with torch.no_grad():
         live = module.predict(noisy, T, cond, told)
         module.pipeline.transformer = plain
+        torch.testing.assert_close(live, module.predict(noisy, T, cond, told), rtol=1e-4, atol=1e-4)
+
+
+def test_the_page_s_lines_read_the_file_in_peft_s_format(folder, tmp_path, monkeypatch):
+    module = adapted(folder)
+    module.output_options.format = LoraFormat.peft
+    module.export(tmp_path / "final")
+    page = (ROOT / "docs" / "families" / "pixart_alpha.md").read_text()
+    lines = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(lines.replace("PixArt-alpha/PixArt-XL-2-1024-MS", str(folder)), names)
+    cond, told = module.encode_prompt(CAPTIONS), batch(None, None)
+    noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        live = module.predict(noisy, T, cond, told)
+        module.pipeline.transformer = names["pipe"].transformer
         torch.testing.assert_close(live, module.predict(noisy, T, cond, told), rtol=1e-4, atol=1e-4)
 
 
