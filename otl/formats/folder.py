@@ -79,7 +79,7 @@ def portable_state(part: nn.Module, *, dtype: torch.dtype, text: bool) -> dict[s
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """tokenizer.json for transformers 5, and for transformers 4 CLIP's vocab.json and merges.txt or T5's spiece.model."""
+    """tokenizer.json for transformers 5; CLIP's vocab.json and merges.txt or T5's spiece.model for transformers 4."""
     tokenizer.save_pretrained(folder)
     fast = folder / "tokenizer.json"
     model = json.loads(fast.read_text())["model"] if fast.is_file() else {}
