@@ -225,6 +225,11 @@ REQUIRED: dict[type[AdapterLayer], tuple[str, ...]] = {
 TITLES = {LoraLayer: "LoRA", LohaLayer: "LoHa", LokrLayer: "LoKr", OftLayer: "OFT"}
 
 
+def title_of(layer: AdapterLayer) -> str:
+    """What people call an adapter of such layers."""
+    return "DoRA" if isinstance(layer, LoraLayer) and layer.magnitude is not None else TITLES[type(layer)]
+
+
 def check_ranks(name: str, down: Tensor, up: Tensor) -> None:
     """Refuse a layer whose matrices do not meet."""
     if up.shape[1] != down.shape[0]:

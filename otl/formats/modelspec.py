@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from otl.formats.files import whole
-from otl.formats.lora import TITLES, rank_of
-from otl.types import AdapterState, LoraLayer, OftLayer, Size
+from otl.formats.lora import rank_of, title_of
+from otl.types import AdapterState, OftLayer, Size
 
 SPEC = "1.0.1"  # https://github.com/Stability-AI/ModelSpec
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -54,7 +54,7 @@ def kohya_metadata(
 def described(state: AdapterState, kohya: dict[str, str]) -> str:
     """One line on what an adapter is."""
     layer = next(layer for part in state.values() for layer in part.values())
-    title = "DoRA" if isinstance(layer, LoraLayer) and layer.magnitude is not None else TITLES[type(layer)]
+    title = title_of(layer)
     if isinstance(layer, OftLayer):
         return f"{title}, blocks of {kohya['ss_network_dim']}"
     return f"{title}, rank {kohya['ss_network_dim']}, alpha {kohya['ss_network_alpha']}"

@@ -54,6 +54,7 @@ class Adapter:
 
     whole_parts: tuple[str, ...] = ()
     kind: ClassVar[type[AdapterLayer]]  # of layer, in files
+    continues: ClassVar[tuple[str, ...]]  # the kinds of files it can go on from
     part_settings: ClassVar[tuple[str, ...]] = ("lr", "rank", "alpha", "stop_after")
     size_setting: ClassVar[str] = "ranks"  # the setting behind `ranks`, for errors
 
@@ -108,7 +109,7 @@ class Adapter:
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
         """One group of fp32 parameters for each part."""
         options = self.options_by_part(module)
-        given = continued(module, self.from_file, self.kind) if self.from_file is not None else {}
+        given = continued(module, self.from_file, self.continues) if self.from_file is not None else {}
         chosen = self.chosen(module, options, given)
         sizes = by_pattern(chosen, self.ranks, setting=self.size_setting)
         groups = []

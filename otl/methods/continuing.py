@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from otl.config import SettingsError
 from otl.formats.deltas import converted, matrix_shape
 from otl.formats.files import listed, read
-from otl.formats.lora import TITLES, gather, rank_of
+from otl.formats.lora import gather, rank_of, title_of
 from otl.formats.original import sgm_unet_names
 from otl.formats.spellings import all_ends, denoiser_stems, text_stems
 from otl.methods.targets import layers
@@ -27,12 +28,12 @@ DIFFUSERS_HEADER = "lora_adapter_metadata"  # JSON: "unet.lora_alpha", "unet.alp
 PEFT_CONFIG = "adapter_config.json"
 
 
-def continued(module: DiffusionModule, path: Path, kind: type[AdapterLayer]) -> AdapterState:
+def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) -> AdapterState:
     """The adapter of a file, as layers of this model.
 
     Args:
         path: a .safetensors file in the names of kohya, LyCORIS, ComfyUI, A1111, diffusers or PEFT, or PEFT's folder.
-        kind: of adapter that the method trains.
+        accepted: kinds of adapters that the method can go on from: "LoRA", ...
 
     Raises:
         SettingsError: it is not there, belongs to another model or kind, or holds what cannot be trained; all that does
@@ -45,7 +46,7 @@ def continued(module: DiffusionModule, path: Path, kind: type[AdapterLayer]) -> 
         state = gather(tensors, ends=all_ends(), owners=owners(module))
     except SettingsError as error:
         raise SettingsError(f"method.from_file={path}: {error}") from error
-    check_kind(state, path, kind)
+    check_kind(state, path, accepted)
     if not any(key.endswith(".alpha") for key in tensors):
         peft = folder / PEFT_CONFIG
         named = any(key.startswith("base_model.model.") for key in tensors)
@@ -81,14 +82,13 @@ def original_names(part: Any, names: list[str]) -> dict[str, str]:
     return sgm_unet_names(dict(part.config), names)
 
 
-def check_kind(state: AdapterState, path: Path, kind: type[AdapterLayer]) -> None:
+def check_kind(state: AdapterState, path: Path, accepted: Collection[str]) -> None:
     """Refuse a file of another kind of adapter."""
-    others = {type(layer) for of_part in state.values() for layer in of_part.values()} - {kind}
+    others = {title_of(layer) for of_part in state.values() for layer in of_part.values()} - set(accepted)
     if others:
-        found = TITLES[others.pop()]
-        raise SettingsError(
-            f"method.from_file={path} holds a {found}, not a {TITLES[kind]}: use method={found.lower()}"
-        )
+        found = others.pop()
+        wanted = " or ".join(accepted)
+        raise SettingsError(f"method.from_file={path} holds a {found}, not a {wanted}: use method={found.lower()}")
 
 
 def settings_of(header: dict[str, str], peft: Path | None) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Loha(Adapter):
     """
 
     kind = LohaLayer
+    continues = ("LoHa",)
 
     def __init__(
         self,

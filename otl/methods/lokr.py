@@ -40,6 +40,7 @@ class Lokr(Adapter):
     """
 
     kind = LokrLayer
+    continues = ("LoKr",)
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig
@@ -31,6 +31,7 @@ class Lora(Adapter):
     """
 
     kind = LoraLayer
+    continues: ClassVar[tuple[str, ...]] = ("LoRA",)
     dora = False
 
     def __init__(
@@ -86,6 +87,7 @@ class Dora(Lora):
     """
 
     dora = True
+    continues = ("DoRA", "LoRA")
 
     def begin(self, layer: Any) -> None:
         """The lengths as they are, from the fp32 weight: PEFT has measured them in the frozen weight's dtype."""

@@ -30,6 +30,7 @@ class Oft(Adapter):
     """
 
     kind = OftLayer
+    continues = ("OFT",)
     part_settings = ("lr", "stop_after")
     size_setting = "block_sizes"
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from otl.methods.adapter import Adapter
+from otl.methods.injected import adapted
 from otl.methods.loha import Loha
 from otl.methods.lokr import Lokr
 from otl.methods.lora import Dora, Lora
@@ -93,3 +94,26 @@ def rotated(blocks: Tensor, w: Tensor) -> Tensor:
     one = torch.eye(len(q), dtype=q.dtype)
     r = (one + q) @ torch.linalg.inv(one - q)
     return (r.T @ w.flatten(1)).view_as(w)
+
+
+def outputs(layer: Any, weight: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Inputs for a layer, and what another weight in its place would make of them, without bias."""
+    base = layer.get_base_layer()
+    draw = torch.Generator().manual_seed(3)
+    if isinstance(base, nn.Linear):
+        x = torch.randn(5, base.in_features, generator=draw)
+        return x, nn.functional.linear(x, weight) if weight is not None else None
+    x = torch.randn(2, base.in_channels, 6, 6, generator=draw)
+    return x, nn.functional.conv2d(x, weight, None, base.stride, base.padding) if weight is not None else None
+
+
+def assert_same_layers(module: DiffusionModule, other: DiffusionModule) -> None:
+    """The same layers make the same of the same inputs."""
+    for part in module.trained:
+        one, two = adapted(module.part(part)), adapted(other.part(part))
+        assert one.keys() == two.keys()
+        for path, layer in one.items():
+            x, _ = outputs(layer)
+            with torch.no_grad():
+                a, b = layer.eval()(x), two[path].eval()(x)
+            torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5 * a.abs().max().item(), msg=path)
