@@ -22,6 +22,8 @@ from otl.callbacks.sheet import sheet
 from otl.callbacks.timing import Steps, due, paused
 from otl.config import SampleOptions, SettingsError
 from otl.formats.files import whole
+from otl.modules import inpainting
+from otl.modules.drawing import to_pictures
 from otl.types import Size
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "samples"
 BEFORE_AFTER = "before-after.png"
+GIVEN = "given"  # what a column is called that shows what was painted in
 SLUG = 40  # characters of the prompt in a file's name
 
 
@@ -49,6 +52,7 @@ class Sampling(Callback):
         self.every, self.first = every, first
         self._steps = Steps()
         self._drawn_step: int | None = None
+        self._canvases: list[inpainting.Canvas] | None = None  # one for each prompt, where the model paints in pictures
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
         """Raises SettingsError: `every` is below 1, or there are prompts and no seeds."""
@@ -84,6 +88,7 @@ class Sampling(Callback):
             return
         size = Size(options.height or module.data_resolution, options.width or module.data_resolution)
         pairs = [(prompt, seed) for prompt in options.prompts for seed in options.seeds]
+        canvases = self._canvases = self._canvases or canvases_of(trainer, module, size)
         with paused(trainer), randomness.kept(), evaluating(module), module.averaged():
             pictures = module.draw(
                 [prompt for prompt, _ in pairs],
@@ -93,14 +98,36 @@ class Sampling(Callback):
                 guidance=options.guidance,
                 size=size,
                 batch_size=options.batch_size,
+                **({} if canvases is None else {"canvases": [each for each in canvases for _ in options.seeds]}),
             )
-            write(module.run_dir / FOLDER, step, options, size, pictures, average=module.average is not None)
+            given = None if canvases is None else [shown(each) for each in canvases]
+            write(module.run_dir / FOLDER, step, options, size, pictures, given, average=module.average is not None)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     for name, picture in zip(names(options), pictures):
                         pixels = numpy.asarray(picture.convert("RGB"))
                         logger.experiment.add_image(f"samples/{name}", pixels, step, dataformats="HWC")
         log.info(f"step {step}: {len(pictures)} pictures in {module.run_dir / FOLDER / stem(step)}")
+
+
+def canvases_of(trainer: Trainer, module: DiffusionModule, size: Size) -> list[inpainting.Canvas] | None:
+    """What is painted in, one for each prompt: the pictures of the settings, or the first image of the dataset."""
+    if not module.inpaints:
+        return None
+    options, data = module.sample_options, trainer.datamodule  # type: ignore[attr-defined]
+    given = inpainting.canvases(options, size, data.data.background)
+    if given is None:
+        first = data.samples[0]
+        log.info(f"pictures are painted in {first.path}, the first image; choose others with sample.image, sample.mask")
+        given = [
+            inpainting.first_canvas(first, size, data.data.background, options=module.inpaint_options, seed=module.seed)
+        ] * len(options.prompts)
+    return given
+
+
+def shown(canvas: inpainting.Canvas) -> Image.Image:
+    """The picture with its hole in grey."""
+    return to_pictures(canvas.pixels[None] * (1 - canvas.mask))[0]
 
 
 @contextmanager
@@ -130,9 +157,20 @@ def slug(prompt: str) -> str:
 
 
 def write(
-    folder: Path, step: int, options: SampleOptions, size: Size, pictures: list[Image.Image], *, average: bool
+    folder: Path,
+    step: int,
+    options: SampleOptions,
+    size: Size,
+    pictures: list[Image.Image],
+    given: list[Image.Image] | None = None,
+    *,
+    average: bool,
 ) -> None:
-    """The pictures, their contact sheet, and the call that drew them."""
+    """The pictures, their contact sheet, and the call that drew them.
+
+    Args:
+        given: what was painted in, one for each prompt; None: nothing.
+    """
     own = folder / stem(step)
     own.mkdir(parents=True, exist_ok=True)
     calls = []
@@ -142,7 +180,13 @@ def write(
         calls.append({"file": f"{own.name}/{name}.png", "prompt": prompt, "seed": seed})
     count = len(options.seeds)
     rows = [(prompt, pictures[k * count : (k + 1) * count]) for k, prompt in enumerate(options.prompts)]
-    save(sheet(rows, [f"seed {seed}" for seed in options.seeds]), folder / f"{own.name}.png")
+    columns = [f"seed {seed}" for seed in options.seeds]
+    if given is not None:
+        rows = [(prompt, [picture, *row]) for picture, (prompt, row) in zip(given, rows)]
+        columns = [GIVEN, *columns]
+        for k, picture in enumerate(given):
+            save(picture, own / f"{k:02d}-{GIVEN}.png")
+    save(sheet(rows, columns), folder / f"{own.name}.png")
     call = {
         "step": step,
         "average": average,
@@ -154,6 +198,9 @@ def write(
         "batch_size": options.batch_size,
         "pictures": calls,
     }
+    if given is not None:
+        call |= {"image": options.image, "mask": options.mask}
+        call["given"] = [f"{own.name}/{k:02d}-{GIVEN}.png" for k in range(len(given))]
     with whole(folder / f"{own.name}.json") as aside:
         aside.write_text(json.dumps(call, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -164,7 +211,7 @@ def before_after(folder: Path, step: int) -> Path | None:
         log.info(f"no {BEFORE_AFTER}: nothing in {folder} was drawn before the first step")
         return None
     before, after = (json.loads((folder / f"{stem(k)}.json").read_text(encoding="utf-8")) for k in (0, step))
-    drawn = {"step", "average", "batch_size", "pictures"}
+    drawn = {"step", "average", "batch_size", "pictures", "given"}
     calls = [
         ({k: v for k, v in call.items() if k not in drawn}, [(p["prompt"], p["seed"]) for p in call["pictures"]])
         for call in (before, after)
@@ -172,13 +219,15 @@ def before_after(folder: Path, step: int) -> Path | None:
     if calls[0] != calls[1]:
         log.warning(f"no {BEFORE_AFTER}: the sample settings are others than before the first step")
         return None
-    rows = []
-    for prompt in dict.fromkeys(picture["prompt"] for picture in before["pictures"]):
-        for label, call in (("before", before), (f"after {step} steps", after)):
-            files = [folder / picture["file"] for picture in call["pictures"] if picture["prompt"] == prompt]
-            rows.append((f"{label}: {prompt}", [Image.open(file) for file in files]))
     seeds = dict.fromkeys(picture["seed"] for picture in before["pictures"])
-    save(sheet(rows, [f"seed {seed}" for seed in seeds]), folder / BEFORE_AFTER)
+    rows = []
+    for k, prompt in enumerate(picture["prompt"] for picture in before["pictures"][:: len(seeds)]):
+        for label, call in (("before", before), (f"after {step} steps", after)):
+            files = [picture["file"] for picture in call["pictures"][k * len(seeds) : (k + 1) * len(seeds)]]
+            opened = [Image.open(folder / file) for file in call.get("given", [])[k : k + 1] + files]
+            rows.append((f"{label}: {prompt}", opened))
+    columns = [GIVEN] * ("given" in before) + [f"seed {seed}" for seed in seeds]
+    save(sheet(rows, columns), folder / BEFORE_AFTER)
     return folder / BEFORE_AFTER
 
 

@@ -189,8 +189,7 @@ def canvases(options: SampleOptions, size: Size, background: str) -> list[Canvas
     check_canvases(options)
     if options.image is None:
         return None
-    files = list(zip(spread(options, "image"), spread(options, "mask")))
-    return [canvas(Path(image).expanduser(), Path(mask).expanduser(), size, background) for image, mask in files]
+    return [canvas(image, mask, size, background) for image, mask in pairs(options)]
 
 
 def canvas(image: Path, mask: Path, size: Size, background: str) -> Canvas:
@@ -199,6 +198,12 @@ def canvas(image: Path, mask: Path, size: Size, background: str) -> Canvas:
     Raises:
         SettingsError: a file is not there, cannot be read, or the mask has another shape than the picture.
     """
+    original = checked_size(image, mask)
+    return Canvas(images.pixels(image, size, background)[0], masks.read(mask, original, size))
+
+
+def checked_size(image: Path, mask: Path) -> Size:
+    """The picture's size; the mask has the same shape. Raises SettingsError as `canvas`."""
     sizes = []
     for key, path in (("image", image), ("mask", mask)):
         try:
@@ -210,7 +215,7 @@ def canvas(image: Path, mask: Path, size: Size, background: str) -> Canvas:
         raise SettingsError(
             f"sample.mask={mask}: {own} (height x width) does not have the shape of {image.name}, {original}"
         )
-    return Canvas(images.pixels(image, size, background)[0], masks.read(mask, original, size))
+    return original
 
 
 def first_canvas(sample: Sample, size: Size, background: str, *, options: Inpaint, seed: int) -> Canvas:
@@ -222,7 +227,8 @@ def first_canvas(sample: Sample, size: Size, background: str, *, options: Inpain
 
 
 def check_canvases(options: SampleOptions) -> None:
-    """Raises SettingsError: pictures without masks or the other way round, or not as many as prompts."""
+    """Headers only. Raises SettingsError: pictures without masks or the other way round, not as many as prompts, or one
+    that cannot be used."""
     if (options.image is None) != (options.mask is None):
         given, absent = ("image", "mask") if options.mask is None else ("mask", "image")
         raise SettingsError(f"sample.{given}={getattr(options, given)}: give sample.{absent} too, one needs the other")
@@ -233,10 +239,16 @@ def check_canvases(options: SampleOptions) -> None:
                 f"sample.{key} lists {len(value)} files for {len(options.prompts)} prompts: give one for each, or one "
                 "for all"
             )
+    for image, mask in pairs(options):
+        checked_size(image, mask)
 
 
-def spread(options: SampleOptions, key: str) -> list[str]:
-    """One path for each prompt."""
-    value = getattr(options, key)
-    paths = value if isinstance(value, list) else [value]
-    return paths * len(options.prompts) if len(paths) == 1 else paths
+def pairs(options: SampleOptions) -> list[tuple[Path, Path]]:
+    """Picture and mask for each prompt; none where none are given."""
+    if options.image is None:
+        return []
+    columns = []
+    for value in (options.image, options.mask):
+        paths = [Path(path).expanduser() for path in (value if isinstance(value, list) else [value])]
+        columns.append(paths * len(options.prompts) if len(paths) == 1 else paths)
+    return list(zip(*columns))

@@ -66,6 +66,8 @@ def batch_of(index: Tensor) -> Batch:
 class TinyModule(LightningModule):
     """A linear layer that learns to give back its input, with dropout: it needs torch's global generator."""
 
+    inpaints = False
+
     def __init__(self, run_dir: Path, total_steps: int, *, lr: float = 0.05, poisoned: int | None = None) -> None:
         super().__init__()
         self.run_dir, self.total_steps, self.lr = run_dir, total_steps, lr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from otl.callbacks.checkpoint import Checkpoint
 from otl.callbacks.ema import EMA
-from otl.callbacks.sampling import Sampling, slug
-from otl.config import SettingsError
+from otl.callbacks.sampling import Sampling, before_after, canvases_of, slug, write
+from otl.config import Data, Inpaint, SampleOptions, SettingsError
+from otl.types import Sample, Size
 
 from .conftest import Run, TinyModule
 
@@ -135,3 +137,57 @@ def test_prompts_without_seeds_are_refused(run: Run) -> None:
 
     with pytest.raises(SettingsError, match=r"sample\.seeds"):
         run(Sampling(), steps=1, change=seedless)
+
+
+def painted(folder: Path, step: int, shade: int) -> SampleOptions:
+    """What a run of an inpainting model leaves: one prompt twice, each time in another picture."""
+    options = SampleOptions(prompts=["a cat", "a cat"], seeds=[0, 1], image=["a.png", "b.png"], mask="m.png")
+    pictures = [Image.new("RGB", (200, 200), (shade, 0, 50 * number)) for number in range(4)]
+    given = [Image.new("RGB", (200, 200), (0, 255, 100 * number)) for number in range(2)]
+    write(folder, step, options, Size(200, 200), pictures, given, average=False)
+    return options
+
+
+def test_what_was_painted_in_is_the_first_column(tmp_path: Path) -> None:
+    painted(tmp_path, 5, 0)
+    page = Image.open(tmp_path / "step-000005.png").convert("RGB")
+    plain = [picture for picture in page.getcolors(page.width * page.height) if picture[0] >= 200 * 200]
+    assert {color for _, color in plain} >= {
+        (0, 255, 0),
+        (0, 255, 100),
+        (0, 0, 0),
+        (0, 0, 50),
+        (0, 0, 100),
+        (0, 0, 150),
+    }
+    left = page.crop((0, 0, 208, page.height)).getcolors(208 * page.height)
+    assert {color for count, color in left if count >= 200 * 200} == {(0, 255, 0), (0, 255, 100)}
+    call = json.loads((tmp_path / "step-000005.json").read_text())
+    assert (call["image"], call["mask"]) == (["a.png", "b.png"], "m.png")
+    assert [Image.open(tmp_path / file).getpixel((0, 0)) for file in call["given"]] == [(0, 255, 0), (0, 255, 100)]
+
+
+def test_one_prompt_in_two_pictures_is_compared_in_two_pairs_of_rows(tmp_path: Path) -> None:
+    painted(tmp_path, 0, 0)
+    painted(tmp_path, 7, 255)
+    path = before_after(tmp_path, 7)
+    assert path is not None
+    page = Image.open(path).convert("RGB")
+    reds = {color for count, color in page.getcolors(page.width * page.height) if count >= 200 * 200}
+    assert reds >= {(shade, 0, 50 * number) for shade in (0, 255) for number in range(4)}
+
+
+def test_without_a_picture_the_first_image_is_painted_in_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "first.png")
+    options = SampleOptions(prompts=["a", "b"])
+    module = SimpleNamespace(inpaints=True, sample_options=options, inpaint_options=Inpaint(), seed=0)
+    samples = [Sample(tmp_path / "first.png", Size(40, 60), [""])]
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(samples=samples, data=Data()))
+    with caplog.at_level("INFO"):
+        one, two = canvases_of(trainer, module, Size(32, 48))
+    assert one is two and one.pixels.shape == (3, 32, 48) and 0 < one.mask.mean() < 1
+    assert "first.png" in caplog.text and "sample.image" in caplog.text
+    assert torch.equal(canvases_of(trainer, module, Size(32, 48))[0].mask, one.mask)
+    assert canvases_of(trainer, SimpleNamespace(inpaints=False), Size(32, 48)) is None
