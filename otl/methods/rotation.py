@@ -6,6 +6,8 @@ none of them reads. This one is in all else a layer of PEFT's: it can be switche
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -50,7 +52,8 @@ class RotatedLayer(nn.Module, BaseTunerLayer):
     def rotation(self, adapter: str) -> Tensor:
         """[k, n, n] in fp32: rounded to bf16 it would not keep lengths."""
         blocks = self.oft_blocks[adapter]
-        with torch.autocast(blocks.device.type, enabled=False):
+        meta = blocks.device.type == "meta"  # which knows no autocast
+        with contextlib.nullcontext() if meta else torch.autocast(blocks.device.type, enabled=False):
             turns = rotation(blocks)
         if not self.training or not self.dropout:
             return turns
