@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from otl.config import Loss, NoiseOptions, Problem
+from otl.config import Inpaint, Loss, NoiseOptions, Problem
 from otl.signatures import Unknown
 from otl.wording import as_number, meant, show
 
@@ -69,6 +69,13 @@ RANGES = {  # `*` stands for one name
     "noise.shift": POSITIVE,
     "noise.min_timestep": SHARE,
     "noise.max_timestep": SHARE,
+    "inpaint.boxes": Range(0),
+    "inpaint.brushes": Range(0),
+    "inpaint.ellipses": Range(0),
+    "inpaint.whole": Range(0),
+    "inpaint.min_area": SHARE,
+    "inpaint.max_area": SHARE,
+    "inpaint.fill": Range(-1, 1),
     "sample.steps": COUNT,
     "sample.guidance": Range(0),
     "sample.batch_size": COUNT,
@@ -139,6 +146,16 @@ NOISE_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "beta_alpha": _timesteps("beta"),
     "beta_beta": _timesteps("beta"),
 }
+GENERATED = "inpaint.masks=generated or both", lambda inpaint: _word(inpaint.get("masks")) != "files"
+INPAINT_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
+    "folder": ("inpaint.masks=files or both", lambda inpaint: _word(inpaint.get("masks")) != "generated"),
+    **dict.fromkeys(("boxes", "brushes", "ellipses", "whole", "min_area", "max_area"), GENERATED),
+}
+PARAMETERS = (
+    ("loss", Loss, LOSS_PARAMETERS),
+    ("noise", NoiseOptions, NOISE_PARAMETERS),
+    ("inpaint", Inpaint, INPAINT_PARAMETERS),
+)
 
 
 def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
@@ -161,13 +178,15 @@ def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
     if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
         yield Problem("noise.min_timestep", f"{low} is not below noise.max_timestep={high}: nothing would be trained")
     yield from _check_objective(settings)
+    yield from _check_inpaint(settings.get("inpaint") or {})
+    yield from _check_canvases(settings.get("sample") or {})
     yield from _check_background(settings)
     yield from _check_paths(settings)
 
 
 def _check_objective(settings: dict[str, Any]) -> Iterator[Problem]:
-    """What of the loss and of the noise would have no effect beside the other settings."""
-    for group, kind, parameters in (("loss", Loss, LOSS_PARAMETERS), ("noise", NoiseOptions, NOISE_PARAMETERS)):
+    """What of the loss, the noise and the masks would have no effect beside the other settings."""
+    for group, kind, parameters in PARAMETERS:
         given, defaults = settings.get(group) or {}, kind()
         for name, (needed, used) in parameters.items():
             value = given.get(name)
@@ -184,6 +203,31 @@ def _check_objective(settings: dict[str, Any]) -> Iterator[Problem]:
     if (settings.get("noise") or {}).get("multires_iterations") == 1:
         message = "1 is the noise itself, without any coarser one: give 0 for none, or 2 and more"
         yield Problem("noise.multires_iterations", message)
+
+
+def _check_inpaint(inpaint: dict[str, Any]) -> Iterator[Problem]:
+    """Masks that cannot be made."""
+    shares = [inpaint.get(form) for form in ("boxes", "brushes", "ellipses", "whole")]
+    if all(share == 0 for share in shares):
+        yield Problem("inpaint.whole", "boxes, brushes, ellipses and whole are all 0: give at least one a share")
+    low, high = inpaint.get("min_area"), inpaint.get("max_area")
+    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+        yield Problem("inpaint.min_area", f"{low} is above inpaint.max_area={high}")
+    if isinstance(inpaint.get("folder"), str):
+        yield from _check_folder("inpaint.folder", inpaint["folder"])
+
+
+def _check_canvases(sample: dict[str, Any]) -> Iterator[Problem]:
+    """The pictures that are painted in."""
+    for key in ("image", "mask"):
+        value = sample.get(key)
+        for path in value if isinstance(value, list) else [value]:
+            if path is None or path is Unknown:
+                continue
+            if not isinstance(path, str):
+                yield Problem(f"sample.{key}", f"{show(path)} is not accepted: give a path, or a list of paths")
+            elif not Path(path).expanduser().is_file():
+                yield Problem(f"sample.{key}", f"{path}: there is no such file")
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

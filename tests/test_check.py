@@ -187,3 +187,29 @@ def test_all_problems_are_reported_at_once(settings: Callable[..., DictConfig]) 
     }
     with pytest.raises(SettingsError, match=r"(?s)optimizer\.lrr.*data\.batch_size"):
         require(cfg)
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "text"),
+    [
+        (["inpaint.boxes=-1"], "inpaint.boxes", "at least 0"),
+        (["inpaint.max_area=1.5"], "inpaint.max_area", "at most 1"),
+        (["inpaint.fill=2"], "inpaint.fill", "at most 1"),
+        (["inpaint.min_area=0.6"], "inpaint.min_area", "0.6 is above inpaint.max_area=0.5"),
+        ([f"inpaint.{form}=0" for form in ("boxes", "brushes", "ellipses", "whole")], "inpaint.whole", "all 0"),
+        (["inpaint.folder=no/where"], "inpaint.folder", "does not exist"),
+        (["inpaint.masks=generated", "inpaint.folder=."], "inpaint.folder", "needs inpaint.masks=files or both"),
+        (["inpaint.masks=files", "inpaint.boxes=1"], "inpaint.boxes", "needs inpaint.masks=generated or both"),
+        (["sample.image=no.png"], "sample.image", "no.png: there is no such file"),
+        (["sample.mask=[no.png, 3]"], "sample.mask", "3 is not accepted"),
+    ],
+)
+def test_masks_that_cannot_be_made_are_refused(settings, lines, key, text):
+    found = {problem.key: problem.message for problem in check(settings("data.path=.", *lines))}
+    assert set(found) == {key} and text in found[key]
+
+
+def test_settings_of_masks_that_make_sense_are_accepted(settings, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    masks = ["inpaint.masks=both", f"inpaint.folder={tmp_path}", "inpaint.whole=1", "inpaint.resize=area"]
+    assert check(settings("data.path=.", *masks, f"sample.image=[{tmp_path}/a.png]", "sample.mask=null")) == []
