@@ -124,6 +124,7 @@ class CascadedModule(DiffusionModule):
         """From the configs that ship with OTL, but those of the networks from their folders where they lie here."""
         if self.sample_options.prompts:
             self.required_decoder()
+            self.require_size()
         own = assets_dir() / "configs" / self.config_name
         parts = {}
         for name in ("prior", "text_encoder"):
@@ -287,6 +288,14 @@ class CascadedModule(DiffusionModule):
             decoder = self.required_decoder()
             for name in self.decoder_parts:
                 fetching.require_reachable(decoder, self.decoder_subfolders(name), setting="model.decoder")
+
+    def require_size(self) -> None:
+        """Raises SettingsError: the decoders cannot make a picture of the size that is asked for."""
+        for name, side in (("height", self.sample_options.height), ("width", self.sample_options.width)):
+            if side is not None and side % self.bucket_step:
+                raise SettingsError(
+                    f"sample.{name}={side}: three latents are {self.bucket_step} pixels, so give a multiple of that"
+                )
 
     def required_decoder(self) -> str:
         if self.decoder is None:

@@ -98,6 +98,13 @@ def test_drawing_without_a_decoder_is_refused_in_the_plan_and_before_loading(fam
             getattr(module, start)()
 
 
+def test_a_size_that_cannot_be_drawn_is_refused_in_the_plan(folder):
+    module = StableCascade(str(folder), **tiny_priors.options(folder))
+    module.sample_options = SampleOptions(prompts=["a cat"], height=1024, width=1000)
+    with pytest.raises(SettingsError, match=r"sample\.width=1000.*multiple"):
+        module.build_skeleton()
+
+
 def test_no_prompts_need_no_decoder(folder):
     module = StableCascade(str(folder), effnet=str(folder / "effnet"))
     module.configure_model()
