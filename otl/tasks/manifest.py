@@ -39,6 +39,7 @@ def start(settings: DictConfig, data: BucketedDataModule, folder: Path) -> dict[
         "settings": plain(settings),
         "versions": versions(),
         "images": hashes([sample.path for sample in data.samples]),
+        "masks": hashes([sample.mask for sample in data.samples if sample.mask is not None]),
     }
     write(record, folder)
     return record
