@@ -55,7 +55,8 @@ def elementwise(predicted: Tensor, target: Tensor, *, type: str, huber_delta: fl
         return F.huber_loss(predicted, target, reduction="none", delta=huber_delta)
     difference = (predicted - target).abs()
     if type == "huber":
-        delta = torch.as_tensor(huber_delta).to(difference).reshape(-1, *[1] * (difference.dim() - 1))
+        delta = torch.as_tensor(huber_delta).to(difference.device, difference.dtype, non_blocking=True)
+        delta = delta.reshape(-1, *[1] * (difference.dim() - 1))
         inside = torch.minimum(difference, delta)
         return inside * (difference - 0.5 * inside)
     if type == "log_cosh":

@@ -50,7 +50,8 @@ def zero_terminal_snr(alpha_bars: Tensor) -> Tensor:
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """[B] -> [B, 1, ...] in the dtype and on the device of `like`, to multiply [B, ...]."""
-    return values.to(like.device, like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+    # A blocking copy would wait for all that the device has still to do.
+    return values.to(like.device, like.dtype, non_blocking=True).reshape(-1, *[1] * (like.dim() - 1))
 
 
 class Discrete:

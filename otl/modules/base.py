@@ -443,12 +443,12 @@ class DiffusionModule(LightningModule):
         perturbed = noise.perturbed(clean, batch.key.cpu(), stream, self.noise_options.perturbation)
         noisy = self.noise_schedule.add(latents, perturbed, t)
         inputs = self.denoiser_input(noisy, batch)
-        predicted = self.predict(inputs, t.to(self.device), cond, batch)
+        predicted = self.predict(inputs, t.to(self.device, non_blocking=True), cond, batch)
         each = self.objective(predicted, latents, clean, noisy, t, self.position_weights(batch, latents))
         if batch.prior is not None:
             each = prior.preserved(self, each, predicted, inputs, t, batch)
         weight = self.timestep_weight(t)
-        each = each if weight is None else each * weight.to(each)
+        each = each if weight is None else each * noise.per_sample(weight, each)
         return each * batch.weight.to(each)
 
     def position_weights(self, batch: Batch, latents: Tensor) -> Tensor | None:
