@@ -59,3 +59,59 @@ def build(family: str, folder: Path) -> list[str]:
         tiny.BUILDERS["sd2" if family == "sd21" else family](folder)
         others = []
     return [f"model={family}", f"model.checkpoint={folder}", *others]
+
+
+STOCK = ("sd15", "sd21", "sdxl")  # families that diffusers and others have readers for
+READERS = {
+    "formula": "the file's tensors, added to the plain weights by their published formula, predict as the live adapter",
+    "diffusers": "diffusers' own loader gives the prediction, or the conditioning, of the live model",
+    "weights": "the networks of the folder, loaded by their own classes, have the trained weights bit for bit",
+    "keys": "the vectors, bit for bit, under the keys that ComfyUI looks up",
+}
+
+
+def readers(family: str, method: str) -> list[str]:
+    """Who else reads what a cell writes, and is asked in its test."""
+    if method in {"lora", "dora", "loha", "lokr", "oft"}:
+        return ["formula", *(["diffusers"] if method == "lora" and family in STOCK else [])]
+    if method in {"finetune", "inpaint"}:
+        return ["weights", *(["diffusers"] if family in STOCK else [])]
+    if method == "embedding" and family in STOCK:
+        return ["keys", "diffusers"]
+    return ["keys"]
+
+
+INTRODUCTION = """\
+# What is supported, and what is proven of it
+
+Written by `python -m tests.cells` from the table that the tests go through; a test holds it to that table.
+Every cell is trained with tiny random models of the real classes:
+
+- **contract** (`tests/test_cells.py`): gradients reach each group and nothing else; the loss of one batch falls
+  and no frozen weight changes a bit; cached and uncached loss agree; a checkpoint's weights give the same
+  prediction.
+- **run** (`tests/test_support.py`): photographs through plan, cache, training, sampling and export; a run resumed
+  in its middle writes bit for bit the files of the unbroken one; OTL goes on from the file with the prediction
+  that the run ended with.
+- who else reads the file, in the same test:
+"""
+
+
+def table() -> str:
+    """docs/support.md."""
+    others = "".join(f"  - **{name}**: {text}.\n" for name, text in READERS.items())
+    rows = [
+        ["", *METHODS],
+        ["---"] * (1 + len(METHODS)),
+        *([title, *(cell(family, method) for method in METHODS)] for family, title in FAMILIES.items()),
+    ]
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"{INTRODUCTION}{others}\n{lines}\n(1) Impossible and refused at once: {NO_FORM}.\n"
+
+
+def cell(family: str, method: str) -> str:
+    return ", ".join(["contract", "run", *readers(family, method)]) if (family, method) in CELLS else "(1)"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parents[1] / "docs" / "support.md").write_text(table(), encoding="utf-8")

@@ -5,7 +5,8 @@ import pytest
 from otl.config import SettingsError
 from otl.tasks.run import build_module
 from otl.testing_methods import METHOD_CHECKS
-from tests.cells import CELLS, FAMILIES, IMPOSSIBLE, METHODS, NO_FORM, build
+from tests.cells import CELLS, FAMILIES, IMPOSSIBLE, METHODS, NO_FORM, build, table
+from tests.commands import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +37,7 @@ def test_an_impossible_cell_is_refused_before_weights_are_loaded(made):
 
 def test_the_table_is_whole():
     assert len(CELLS) + len(IMPOSSIBLE) == len(FAMILIES) * len(METHODS)
+
+
+def test_docs_support_is_that_table():
+    assert (ROOT / "docs" / "support.md").read_text(encoding="utf-8") == table(), "write it: python -m tests.cells"

@@ -234,6 +234,7 @@ def options(workers: int) -> dict[str, Any]:
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": deaf,
+        "generator": torch.Generator(),  # each pass draws a seed for its workers: not from what dropout draws from
     }
 
 

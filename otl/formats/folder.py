@@ -87,5 +87,5 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
         (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
         (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    elif model.get("type") == "Unigram" and tokenizer.vocab_file is not None:  # None: the checkpoint had none either
+    elif model.get("type") == "Unigram" and getattr(tokenizer, "vocab_file", None):  # else the checkpoint had none
         shutil.copyfile(tokenizer.vocab_file, folder / "spiece.model")

@@ -278,3 +278,12 @@ def expected_keys(path: Path, *, epochs: int) -> list[int]:
     options = {"batch_size": 2, "partial": PartialBatches.keep, "seed": 7}
     orders = [batches(made.layout, epoch=number, **options) for number in range(epochs)]
     return [rng.key(7, number, *draw) for number, order in enumerate(orders) for batch in order for draw in batch]
+
+
+def test_a_pass_draws_nothing_from_the_numbers_that_dropout_draws_from(tmp_path: Path) -> None:
+    """Else a run that goes on at an epoch's end, where the pass begins anew, has other ones."""
+    made = filled(folder(tmp_path, 4))
+    before = torch.random.get_rng_state()
+    for loader in (made.train_dataloader(), made.val_dataloader()):
+        list(loader)
+    assert torch.equal(torch.random.get_rng_state(), before)
