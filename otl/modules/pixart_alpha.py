@@ -16,6 +16,7 @@ from otl import variational
 from otl.config import SettingsError
 from otl.modules.base import DiffusionModule
 from otl.modules.stable_diffusion import decode_vae, encode_vae
+from otl.noise import Discrete
 from otl.types import Batch, Cond, Noise
 
 MAX_TOKENS = 120  # section 3.1 of the paper
@@ -164,6 +165,7 @@ class PixArtAlpha(DiffusionModule):
         weights: Tensor | None = None,
     ) -> Tensor:
         """[B] distance of the noise plus the variational bound in bits; the bound gives the noise no gradient."""
+        assert isinstance(self.noise_schedule, Discrete)
         noise, fraction = predicted.chunk(2, dim=1)
         bits = variational.bound(noise, fraction, latents, noisy, self.noise_schedule.alpha_bars, t)
         if weights is not None:
