@@ -26,8 +26,9 @@ KOHYA: Ends = {  # kohya's names for LoRA, LyCORIS's for the others
     LokrLayer: KRONECKER,
     OftLayer: {"blocks": ".oft_blocks"},
 }
+MAGNITUDE = ".lora_magnitude_vector.weight"  # transformers takes no notice of the name without .weight that PEFT saves
 PEFT: Ends = {
-    LoraLayer: {"down": ".lora_A.weight", "up": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"},
+    LoraLayer: {"down": ".lora_A.weight", "up": ".lora_B.weight", "magnitude": MAGNITUDE},
     LohaLayer: HADAMARD,
     LokrLayer: KRONECKER,
 }
@@ -108,7 +109,7 @@ def to_peft(state: AdapterState) -> dict[str, Tensor]:
             for field, tensor in tensors_of(folded(layer)).items():
                 tensors[f"{key}{PEFT[type(layer)][field]}"] = tensor
             if isinstance(layer, LoraLayer) and layer.magnitude is not None and layer.down.dim() == 4:
-                tensors[f"{key}.lora_magnitude_vector"] = layer.magnitude.reshape(1, -1, 1, 1)
+                tensors[f"{key}{MAGNITUDE}"] = layer.magnitude.reshape(1, -1, 1, 1)
     return tensors
 
 
@@ -272,5 +273,5 @@ def oft_layer(name: str, blocks: Tensor, *, limit: float) -> OftLayer:
 def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a file in the dtype it is written in. Alphas and DoRA's magnitudes stay fp32: they are few, and a
     magnitude is compared with a length that it hardly differs from."""
-    exact = (".alpha", ".dora_scale", ".lora_magnitude_vector")
+    exact = (".alpha", ".dora_scale", MAGNITUDE)
     return {key: tensor if key.endswith(exact) else tensor.to(dtype) for key, tensor in tensors.items()}

@@ -20,7 +20,7 @@ OTHER_ENDS = {
     ".lora_A.default.weight": "down",  # a live PEFT model's own state
     ".lora_B.default.weight": "up",
     ".lora_magnitude_vector.default.weight": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector": "magnitude",
 }
 
 
