@@ -3,6 +3,7 @@
 import gc
 import shutil
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from otl.modules.stable_cascade import StableCascade
 from otl.modules.wuerstchen import Wuerstchen
 from otl.types import Size
 from tests import tiny_priors
-from tests.modules.priors import loaded, pixels
+from tests.modules.priors import features, loaded, pixels
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,28 @@ def test_a_picture_decodes_alike_alone_and_beside_others(folder):
         both, alone = module.decode_image(latents), module.decode_image(latents[1:])
     torch.testing.assert_close(both[1:], alone)
     assert not torch.allclose(both[0], both[1])
+
+
+class Recorder:
+    """In the place of the decoders: notes what they would read."""
+
+    decoder = SimpleNamespace(dtype=torch.float32)
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, *, image_embeddings, **_):
+        self.seen.append(image_embeddings)
+        return SimpleNamespace(images=torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("family", "build"), tiny_priors.FAMILIES.values(), ids=tiny_priors.FAMILIES)
+def test_the_decoders_read_what_the_image_encoder_gives(family, build, tmp_path):
+    module = loaded(family, build(tmp_path))
+    module.decoders = Recorder()
+    with torch.no_grad():
+        module.decode_image(module.encode_image(pixels()))
+    torch.testing.assert_close(torch.cat(module.decoders.seen), features(tmp_path), rtol=1e-4, atol=1e-4)
 
 
 def test_the_pictures_follow_the_prompt_in_the_decoder_too(folder):
