@@ -3,7 +3,6 @@
 import gc
 import shutil
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from otl.modules.stable_cascade import StableCascade
 from otl.modules.wuerstchen import Wuerstchen
 from otl.types import Size
 from tests import tiny_priors
-from tests.modules.priors import features, loaded, pixels
+from tests.modules.priors import Recorder, features, loaded, pixels
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +77,6 @@ def test_a_picture_decodes_alike_alone_and_beside_others(folder):
         both, alone = module.decode_image(latents), module.decode_image(latents[1:])
     torch.testing.assert_close(both[1:], alone)
     assert not torch.allclose(both[0], both[1])
-
-
-class Recorder:
-    """In the place of the decoders: notes what they would read."""
-
-    decoder = SimpleNamespace(dtype=torch.float32)
-
-    def __init__(self):
-        self.seen = []
-
-    def __call__(self, *, image_embeddings, **_):
-        self.seen.append(image_embeddings)
-        return SimpleNamespace(images=torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize(("family", "build"), tiny_priors.FAMILIES.values(), ids=tiny_priors.FAMILIES)

@@ -22,7 +22,7 @@ from otl.modules.stable_cascade import StableCascade
 from otl.tasks import memory
 from otl.testing import CHECKS
 from tests import tiny_priors
-from tests.modules.priors import CAPTIONS, apart, batch, features, loaded, noise
+from tests.modules.priors import CAPTIONS, Recorder, apart, batch, features, loaded, noise
 
 U = torch.tensor([0.3, 0.999], dtype=torch.float64)
 
@@ -109,12 +109,16 @@ def test_times_are_embedded_exactly_where_the_weights_are_in_bf16(folder):
 
 def test_drawing_is_that_of_the_stock_pipelines(folder):
     module = loaded(StableCascade, folder)
-    drawn = module.draw(["a cat", "a dog"], [3, 4], negative_prompt="blurry", steps=3, guidance=4.0)
+    options = {"negative_prompt": "blurry", "steps": 3, "guidance": 4.0}
+    drawn = module.draw(["a cat", "a dog"], [3, 4], **options)
+    module.decoders = Recorder()
+    module.draw(["a cat", "a dog"], [3, 4], **options)
     generator = torch.Generator().manual_seed(4)
     size = {"height": 128, "width": 128}
     embeddings = prior_pipeline(folder)(
         "a dog", negative_prompt="blurry", num_inference_steps=3, guidance_scale=4.0, generator=generator, **size
     ).image_embeddings
+    torch.testing.assert_close(module.decoders.seen[1], embeddings, rtol=1e-4, atol=1e-4)
     expected = decoder_pipeline(folder)(embeddings, "a dog", generator=generator).images[0]
     assert apart(drawn[1], expected) <= 1
     assert apart(drawn[0], expected) > 1

@@ -19,7 +19,7 @@ from otl.methods.targets import layers, matching
 from otl.modules.wuerstchen import Wuerstchen
 from otl.testing import CHECKS
 from tests import tiny_priors
-from tests.modules.priors import CAPTIONS, apart, batch, features, loaded, noise
+from tests.modules.priors import CAPTIONS, Recorder, apart, batch, features, loaded, noise
 
 U = torch.tensor([0.3, 0.97], dtype=torch.float64)
 
@@ -84,12 +84,16 @@ def test_the_weight_can_be_chosen(folder, settings, weight, power):
 
 def test_drawing_is_that_of_the_stock_pipelines(folder):
     module = loaded(Wuerstchen, folder)
-    drawn = module.draw(["a cat", "a dog"], [3, 4], negative_prompt="blurry", steps=3, guidance=4.0)
+    options = {"negative_prompt": "blurry", "steps": 3, "guidance": 4.0}
+    drawn = module.draw(["a cat", "a dog"], [3, 4], **options)
+    module.decoders = Recorder()
+    module.draw(["a cat", "a dog"], [3, 4], **options)
     generator = torch.Generator().manual_seed(4)
     size = {"height": 128, "width": 128}
     embeddings = prior_pipeline(folder)(
         "a dog", negative_prompt="blurry", num_inference_steps=3, guidance_scale=4.0, generator=generator, **size
     ).image_embeddings
+    torch.testing.assert_close(module.decoders.seen[1], embeddings, rtol=1e-4, atol=1e-4)
     expected = decoder_pipeline(folder / "decoders")(embeddings, "a dog", generator=generator).images[0]
     assert apart(drawn[1], expected) <= 1
     assert apart(drawn[0], expected) > 1
