@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,15 @@ log = logging.getLogger(__name__)
 HOW = "Give a local one with model.checkpoint=PATH: a diffusers folder (with model_index.json) or a .safetensors file"
 
 
-def load(family: DiffusionModule, checkpoint: str, *, dtypes: dict[str, torch.dtype]) -> Any:
+def load(
+    family: DiffusionModule, checkpoint: str, *, dtypes: dict[str, torch.dtype], without: Sequence[str] = ()
+) -> Any:
     """A diffusers pipeline with its weights on the CPU.
 
     Args:
         checkpoint: hub name, diffusers folder or .safetensors file.
         dtypes: part -> dtype of its weights, with a "default".
+        without: parts that are left out; a single file is read whole all the same.
 
     Raises:
         SettingsError: nothing is there, or it is not a checkpoint of this family.
@@ -39,10 +43,10 @@ def load(family: DiffusionModule, checkpoint: str, *, dtypes: dict[str, torch.dt
     if path.is_file():
         return load_file(family, path, dtypes=dtypes)
     if path.is_dir():
-        return load_folder(family, path, dtypes=dtypes)
+        return load_folder(family, path, dtypes=dtypes, without=without)
     if looks_like_path(checkpoint):
         raise SettingsError(f"model.checkpoint={checkpoint}: there is no such file or folder{nearest(path)}. {HOW}")
-    return load_hub(family, checkpoint, dtypes=dtypes)
+    return load_hub(family, checkpoint, dtypes=dtypes, without=without)
 
 
 def quiet() -> None:
@@ -69,9 +73,12 @@ def nearest(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def load_folder(family: DiffusionModule, folder: Path, *, dtypes: dict[str, torch.dtype]) -> Any:
+def load_folder(
+    family: DiffusionModule, folder: Path, *, dtypes: dict[str, torch.dtype], without: Sequence[str] = ()
+) -> Any:
     check_index(family, folder)
-    return family.pipeline_class.from_pretrained(folder, dtype=dtypes, local_files_only=True, **family.pipeline_options)
+    options = family.pipeline_options | dict.fromkeys(without)
+    return family.pipeline_class.from_pretrained(folder, dtype=dtypes, local_files_only=True, **options)
 
 
 def load_part(family: DiffusionModule, name: str, *, dtype: torch.dtype) -> nn.Module:
@@ -154,13 +161,13 @@ def check_keys(family: DiffusionModule, file: Path) -> None:
         )
 
 
-def load_hub(family: DiffusionModule, name: str, *, dtypes: dict[str, torch.dtype]) -> Any:
+def load_hub(family: DiffusionModule, name: str, *, dtypes: dict[str, torch.dtype], without: Sequence[str] = ()) -> Any:
     from huggingface_hub import constants, try_to_load_from_cache
 
     cached = isinstance(try_to_load_from_cache(name, "model_index.json"), str)
     try:
         return family.pipeline_class.from_pretrained(
-            name, dtype=dtypes, local_files_only=cached, **family.pipeline_options
+            name, dtype=dtypes, local_files_only=cached, **family.pipeline_options | dict.fromkeys(without)
         )
     except Exception as error:
         cause = str(error).strip().splitlines()[0][:200]

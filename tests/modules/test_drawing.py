@@ -90,3 +90,9 @@ def test_drawing_leaves_what_the_pipeline_would_save_as_it_was(module):
     before = dict(module.pipeline.config)
     drawn(module, "a cat")
     assert dict(module.pipeline.config) == before
+
+
+def test_prompt_identity_does_not_depend_on_what_was_encoded_before(module):
+    before = module.prompt_identity()
+    module.encode_prompt(["a cat", "a dog that is fed"])
+    assert module.prompt_identity() == before
