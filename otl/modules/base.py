@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from otl import loss, noise, rng
 from otl.config import Inpaint, Loss, NoiseOptions, Output, SampleOptions, SettingsError
-from otl.modules import drawing, inpainting, loading, prior, stopping
+from otl.modules import ahead, drawing, inpainting, loading, prior, stopping
 from otl.timesteps import Timesteps
 from otl.types import Batch, Cond, Method, Noise, ParamGroup, Size
 
@@ -50,6 +51,7 @@ class DiffusionModule(LightningModule):
     learned_variance: ClassVar[bool] = False  # whether it also predicts the variance, in as many channels behind
     image_encoder: ClassVar[str] = "vae"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    encodes_ahead: ClassVar[bool] = False  # whether the text encoders are too large to lie beside the denoiser
     resolution: int  # pixels per side that the published weights were trained at
     bucket_step: ClassVar[int]  # sides of buckets are multiples of it, pixels
     config_name: str  # folder under otl/assets/configs
@@ -107,6 +109,7 @@ class DiffusionModule(LightningModule):
         self.stopped: list[ParamGroup] = []  # what takes no part in the next optimizer step
         self.text_stopped = False  # whether nothing that trains lies before the conditioning any more
         self.released: set[str] = set()  # parts without weights
+        self.kept_identity: str | None = None  # what `prompt_identity` was before
         self.kept_prompts: dict[str, Cond] = {}  # what to draw, encoded before the text encoders were let go
 
     # What a family says
@@ -226,7 +229,10 @@ class DiffusionModule(LightningModule):
     def configure_model(self) -> None:
         """Load the weights, freeze them, and let the method make trainable what it trains. Once."""
         if self.pipeline is None:
-            self.pipeline = self.load_pipeline()
+            if self.encodes_ahead and ahead.possible(self):
+                self.pipeline = ahead.assemble(self, ahead.encode(self))
+            else:
+                self.pipeline = self.load_pipeline()
             self.prepare()
             if self.inpaints:
                 self.pipeline = inpainting.stock_pipeline(self)
@@ -236,9 +242,13 @@ class DiffusionModule(LightningModule):
         self.pipeline = self.load_skeleton()
         self.prepare()
 
-    def load_pipeline(self) -> Any:
-        """The pipeline with its weights on the CPU; a family that makes its own overrides it."""
-        return loading.load(self, self.checkpoint, dtypes=self.part_dtypes())
+    def load_pipeline(self, without: Sequence[str] = ()) -> Any:
+        """The pipeline with its weights on the CPU; a family that makes its own overrides it.
+
+        Args:
+            without: parts that are left out; asked for where `encodes_ahead` alone.
+        """
+        return loading.load(self, self.checkpoint, dtypes=self.part_dtypes(), without=without)
 
     def load_skeleton(self) -> Any:
         """The parts of the pipeline on the meta device; a family that makes its own overrides it."""
@@ -359,20 +369,25 @@ class DiffusionModule(LightningModule):
             return
         data.fill_cache(self, images=True, prompts=not self.trains_text, progress=self.track)
         if not self.trains_text:
-            options = self.sample_options
-            texts = [*options.prompts, options.negative_prompt] if options.prompts else []
-            self.kept_prompts = drawing.encoded(self, texts, batch_size=options.batch_size)
+            self.keep_prompts()
             self.release(self.text_encoders)
         needed = (self.image_encoder,) if self.inpaints and not data.caches_masked else ()
         self.move_frozen(torch.device("cpu"), all_but=(*self.text_encoders, *needed))
 
     track: Any = None  # set by tasks/train.py: shows the cache's progress
 
+    def keep_prompts(self) -> None:
+        """Encode what will be drawn."""
+        options = self.sample_options
+        texts = [*options.prompts, options.negative_prompt] if options.prompts else []
+        self.kept_prompts = drawing.encoded(self, texts, batch_size=options.batch_size)
+
     def release(self, names: Iterable[str]) -> None:
         """Let go of the weights of frozen parts; `recover` loads them again."""
         for name in names:
-            self.part(name).to("meta")
-            self.released.add(name)
+            if name not in self.released:
+                self.part(name).to("meta")
+                self.released.add(name)
 
     def recover(self, names: Iterable[str] | None = None) -> None:
         """Load again what was let go, all of it or the named parts."""
@@ -567,6 +582,8 @@ class DiffusionModule(LightningModule):
         return fingerprint(part, f"{type(part).__name__} {scaling}")
 
     def prompt_identity(self) -> str:
+        if self.kept_identity is not None:
+            return self.kept_identity
         family = f"{type(self).__module__}.{type(self).__qualname__}"  # which layers it reads
         words = [described(value) for name, value in self.pipeline.components.items() if name.startswith("tokenizer")]
         label = hashlib.blake2b(f"{family} {words}".encode(), digest_size=16).hexdigest()
@@ -596,8 +613,10 @@ def fingerprint(part: nn.Module, label: str) -> str:
 
 
 def described(tokenizer: Any) -> str:
-    """All that a tokenizer's ids depend on."""
-    return f"{tokenizer.model_max_length} {tokenizer.backend_tokenizer.to_str()}"
+    """All that a tokenizer's ids depend on, and nothing that the last call left there."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules = {key: value for key, value in rules.items() if key not in {"truncation", "padding"}}
+    return f"{tokenizer.model_max_length} {json.dumps(rules, sort_keys=True)}"
 
 
 def steps_per_epoch(batches: int, accumulate: int) -> int:
