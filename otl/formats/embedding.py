@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,17 @@ def to_bundle(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {f"{BUNDLE}.{name}.{key}": tensor for key, tensor in inner.items()}
 
 
+def bundle_keys(tensors: Iterable[str]) -> list[str]:
+    """The keys of a LoRA file under which it carries embeddings."""
+    return [key for key in tensors if key.startswith(f"{BUNDLE}.")]
+
+
 def from_bundle(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The embedding `name` of a LoRA file, or the only one; all of `tensors` where it carries none."""
     carried: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(f"{BUNDLE}."):
-            _, owner, inner = key.split(".", 2)
-            carried.setdefault(owner, {})[ALONE if inner.startswith("string_to_param.") else inner] = tensor
+    for key in bundle_keys(tensors):
+        _, owner, inner = key.split(".", 2)
+        carried.setdefault(owner, {})[ALONE if inner.startswith("string_to_param.") else inner] = tensors[key]
     if not carried:
         return tensors
     if name not in carried and len(carried) > 1:
@@ -156,7 +161,7 @@ def compare(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
         / torch.linalg.vector_norm(a[key].double()).clamp(min=1e-12)
         for key in a
     ]
-    return max(float(each.nan_to_num(nan=math.inf)) for each in differences)
+    return max((float(each.nan_to_num(nan=math.inf)) for each in differences), default=0.0)
 
 
 def metadata(

@@ -18,6 +18,7 @@ from otl.config import LoraFormat, SettingsError
 from otl.formats import lora as lora_file
 from otl.methods import exporting
 from otl.methods.continuing import continued
+from otl.methods.embeddings import Embeddings
 from otl.methods.injected import ADAPTER, adapted, own_parameters
 from otl.methods.parts import PartOptions, chosen_parts
 from otl.methods.targets import by_pattern, excluding, layers, matching
@@ -50,6 +51,8 @@ class Adapter:
         parts: part -> {"lr": learning rate or None for the optimizer's, "rank", "alpha": its own, "stop_after": when it
             stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its ranks and alphas.
+        embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
     whole_parts: tuple[str, ...] = ()
@@ -69,6 +72,8 @@ class Adapter:
         ranks: dict[str, int] | None,
         parts: dict[str, Any] | None,
         from_file: str | None,
+        embeddings: dict[str, Any] | None,
+        bundle_embeddings: bool,
     ) -> None:
         if rank < 1:
             raise SettingsError(f"method.{self.size_setting.removesuffix('s')}={rank}: must be at least 1")
@@ -86,6 +91,11 @@ class Adapter:
         self.ranks = ranks or {}
         self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}}, accepted=self.part_settings)
         self.from_file = Path(from_file).expanduser() if from_file is not None else None
+        self.embeddings, self.bundle_embeddings = Embeddings(embeddings), bundle_embeddings
+        if bundle_embeddings and not self.embeddings:
+            raise SettingsError(
+                "method.bundle_embeddings=true: there are no embeddings; give one, method.embeddings.NAME.init=WORD"
+            )
 
     # What a kind says
 
@@ -107,7 +117,7 @@ class Adapter:
     # Attaching
 
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
-        """One group of fp32 parameters for each part."""
+        """One group of fp32 parameters for each part, and those of the embeddings."""
         options = self.options_by_part(module)
         given = continued(module, self.from_file, self.continues) if self.from_file is not None else {}
         chosen = self.chosen(module, options, given)
@@ -129,7 +139,7 @@ class Adapter:
             for parameter in part.parameters():  # PEFT has frozen what others train
                 parameter.requires_grad_(id(parameter) in trained)
             groups.append(ParamGroup(name, parameters, settings.lr, settings.stop_after))
-        return groups
+        return groups + self.embeddings.attach(module)
 
     def options_by_part(self, module: DiffusionModule) -> dict[str, PartOptions]:
         """The pipeline's name of each part -> its options.
@@ -215,8 +225,11 @@ class Adapter:
     # Files
 
     def export(self, module: DiffusionModule, path: Path) -> Path:
-        """Write `<path>.safetensors`, read it back and compare it with the live adapter."""
-        return exporting.export(module, path, lambda state, name: self.header(module, state, name))
+        """Write `<path>.safetensors`, the embeddings in it or beside, read back and compared with what is live."""
+        bundled = self.embeddings.bundled(module) if self.bundle_embeddings else {}
+        if not self.bundle_embeddings:
+            self.embeddings.export(module, path)
+        return exporting.export(module, path, lambda state, name: self.header(module, state, name), bundled)
 
     def header(self, module: DiffusionModule, state: AdapterState, name: str) -> dict[str, str]:
         """What tools read; in PEFT's format also its settings, by which it builds the layers again."""

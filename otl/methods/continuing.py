@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Collection
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from otl.config import SettingsError
 from otl.formats.deltas import converted, matrix_shape
+from otl.formats.embedding import bundle_keys
 from otl.formats.files import listed, read
 from otl.formats.lora import gather, rank_of, title_of
 from otl.formats.original import sgm_unet_names
@@ -23,6 +25,8 @@ from otl.types import AdapterLayer, AdapterState, LoraLayer, OftLayer
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
+
+log = logging.getLogger(__name__)
 
 DIFFUSERS_HEADER = "lora_adapter_metadata"  # JSON: "unet.lora_alpha", "unet.alpha_pattern", ...
 PEFT_CONFIG = "adapter_config.json"
@@ -43,6 +47,9 @@ def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) ->
     file = path / "adapter_model.safetensors" if path.is_dir() else path
     try:
         tensors, header = read(file)
+        if carried := bundle_keys(tensors):
+            log.info(f"{path} carries {listed(carried)}: embeddings go on with method.embeddings.NAME.file={path}")
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in carried}
         state = gather(tensors, ends=all_ends(), owners=owners(module))
     except SettingsError as error:
         raise SettingsError(f"method.from_file={path}: {error}") from error

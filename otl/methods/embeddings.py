@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import AddedToken
-from torch import Tensor, nn
+from torch import Tensor
 
-from otl import rng
 from otl.config import SettingsError
 from otl.formats import embedding as embedding_file
-from otl.methods import specs
-from otl.methods.rows import Rows, Span, median_norm, pool_at_the_end, random_rows
+from otl.methods import specs, starts, vocabulary
+from otl.methods.rows import Rows, Span, median_norm, pool_at_the_end
 from otl.methods.specs import Spec
 from otl.types import Cond, ParamGroup, Problem, Size
 
@@ -53,14 +50,13 @@ class Embeddings:
             return []
         self.refuse(module)
         self.counts, self.rows, self.tokenizers = {}, {}, {}
-        meta = vocabulary(module.part(module.text_encoders[0])).device.type == "meta"
-        loaded = {name: self.from_file(module, each) for name, each in self.specs.items() if each.file is not None}
+        loaded = {name: starts.from_file(module, each) for name, each in self.specs.items() if each.file is not None}
         for name, each in self.specs.items():
-            self.counts[name] = self.count(module, each, loaded.get(name), meta=meta)
+            self.counts[name] = starts.count(module, each, loaded.get(name))
         for encoder in module.text_encoders:
-            self.enlarge(module, encoder, loaded, meta=meta)
+            self.enlarge(module, encoder, loaded)
         self.wrap(module)
-        if not meta:
+        if not starts.is_skeleton(module):
             self.start_outputs(module, loaded)
         module.embeddings = self
         return [
@@ -78,7 +74,8 @@ class Embeddings:
 
     def tokens(self, each: Spec) -> list[str]:
         """What the tokenizer knows each vector as: nothing that a person would write."""
-        return [f"<|{each.name}:{k}|>" for k in range(self.counts[each.name])]
+        number = list(self.specs).index(each.name)  # not the name: a family may make all letters small
+        return [f"<|{number}:{k}|>" for k in range(self.counts[each.name])]
 
     def unused(self, captions: Iterable[str]) -> list[Problem]:
         """The embeddings whose placeholder no caption has: nothing would train them."""
@@ -87,8 +84,8 @@ class Embeddings:
             Problem(
                 f"{each.key}.placeholder",
                 f"{each.placeholder} is in no caption, so nothing would train it: write it into the captions as it is "
-                "here, give one caption for all with data.prompt=..., or, for images without captions, "
-                "method.templates=object",
+                "here, or give the images without captions one with data.prompt=... or, where only embeddings train, "
+                "several with method.templates=object",
             )
             for each in self.specs.values()
             if each.placeholder not in written
@@ -107,53 +104,15 @@ class Embeddings:
                 f"method.embeddings.{name}: output.name={name} already names the run's result: rename one of them"
             )
 
-    def count(self, module: DiffusionModule, each: Spec, loaded: dict[str, Tensor] | None, *, meta: bool) -> int:
-        """How many vectors an embedding has."""
-        key = each.key
-        if loaded is not None:
-            found = len(next(iter(loaded.values())))
-            if each.vectors not in (None, found):
-                raise SettingsError(f"{key}.vectors={each.vectors}: {each.file} has {found}; leave vectors out")
-            return found
-        if meta:  # a skeleton has no tokenizer to ask, and a few rows more or less change no plan
-            return each.vectors or len((each.init or "*").split())
-        tokenizer = getattr(module.pipeline, tokenizer_name(module.text_encoders[0]))
-        words = ids(tokenizer, each.init) if each.init else []
-        if each.init is not None and not words:
-            raise SettingsError(f"{key}.init={each.init!r}: no word that the tokenizer knows; give one, or null")
-        count = each.vectors or len(words) or 1
-        if len(words) > count:
-            log.warning(f"{key}.init={each.init!r} takes {len(words)} tokens: the first {count} are used")
-        if count > (room := tokenizer.model_max_length - 2):
-            raise SettingsError(f"{key}.vectors={count}: a prompt has room for {room} tokens")
-        if known(tokenizer, each.placeholder):
-            log.warning(
-                f"{key}.placeholder={each.placeholder} is a word that the model knows already: in this run it means "
-                f"the new vectors alone, and diffusers will not load them under that name; <{each.name}> would be free"
-            )
-        return count
-
-    def from_file(self, module: DiffusionModule, each: Spec) -> dict[str, Tensor]:
-        """text encoder -> [n, D] the vectors of `file`."""
-        try:
-            tensors = embedding_file.read(Path(str(each.file)).expanduser())
-            return embedding_file.from_file(
-                embedding_file.from_bundle(tensors, each.name),
-                keys=module.embedding_keys,
-                widths={encoder: vocabulary(module.part(encoder)).shape[1] for encoder in module.text_encoders},
-                output=each.output,
-            )
-        except SettingsError as error:
-            raise SettingsError(f"{each.key}.file={each.file}: {error}") from error
-
-    def enlarge(
-        self, module: DiffusionModule, encoder: str, loaded: dict[str, dict[str, Tensor]], *, meta: bool
-    ) -> None:
+    def enlarge(self, module: DiffusionModule, encoder: str, loaded: dict[str, dict[str, Tensor]]) -> None:
         """The new words in one text encoder and its tokenizer."""
-        part = module.part(encoder)
+        part, skeleton = module.part(encoder), starts.is_skeleton(module)
         table = part.get_input_embeddings()
-        spans = {name: Span(0, count) for name, count in self.counts.items()} if meta else self.add(module, encoder)
-        rows = {name: self.start(module, encoder, each, loaded, meta=meta) for name, each in self.specs.items()}
+        rows = {
+            name: starts.rows(module, encoder, each, loaded.get(name), count=self.counts[name])
+            for name, each in self.specs.items()
+        }
+        spans = {name: Span(0, n) for name, n in self.counts.items()} if skeleton else self.add(module, encoder)
         outputs = {name for name, each in self.specs.items() if each.output}
         new = Rows(
             table,
@@ -163,50 +122,20 @@ class Embeddings:
             outputs={name: tensor for name, tensor in rows.items() if name in outputs},
         )
         kept = [name for name, each in self.specs.items() if each.preserve_norm and not each.output]
-        if kept and not meta:
+        if kept and not skeleton:
             new.norms = dict.fromkeys(kept, median_norm(table.weight))
         part.set_input_embeddings(new)
         self.rows[encoder] = new
 
     def add(self, module: DiffusionModule, encoder: str) -> dict[str, Span]:
         """A copy of the tokenizer that knows the new tokens; name -> their ids."""
-        name = tokenizer_name(encoder)
+        name = vocabulary.tokenizer_name(encoder)
         original = getattr(module.pipeline, name)
-        tokenizer = copy.deepcopy(original)
-        # What stands before a token is then split as if the prompt ended there: no stray space.
-        tokens = {
-            each.name: [AddedToken(token, lstrip=True, normalized=False) for token in self.tokens(each)]
-            for each in self.specs.values()
-        }
-        for added in tokens.values():
-            tokenizer.add_tokens(added)
+        tokenizer, spans = vocabulary.enlarged(original, {each.name: self.tokens(each) for each in self.specs.values()})
         self.tokenizers[name] = original, tokenizer
         setattr(module.pipeline, name, tokenizer)
         pool_at_the_end(module.part(encoder), tokenizer.eos_token_id)
-        firsts = {each: tokenizer.convert_tokens_to_ids(str(added[0])) for each, added in tokens.items()}
-        return {each: Span(first, self.counts[each]) for each, first in firsts.items()}
-
-    def start(
-        self,
-        module: DiffusionModule,
-        encoder: str,
-        each: Spec,
-        loaded: dict[str, dict[str, Tensor]],
-        *,
-        meta: bool,
-    ) -> Tensor:
-        """[n, D] fp32 what an embedding begins as, a function of the seed."""
-        table, count = vocabulary(module.part(encoder)), self.counts[each.name]
-        if meta:
-            return torch.empty(count, table.shape[1], dtype=torch.float32, device="meta")
-        if each.name in loaded and not each.output:
-            return loaded[each.name][encoder].to(table.device)
-        if each.init is None:
-            generator = rng.generator(module.seed, "embedding", each.name, encoder)
-            return random_rows(table, count, generator).to(table.device)
-        words = ids(getattr(module.pipeline, tokenizer_name(encoder)), each.init)
-        chosen = torch.tensor([words[k % len(words)] for k in range(count)], device=table.device)
-        return table[chosen].detach().to(torch.float32, copy=True)
+        return spans
 
     @torch.no_grad()
     def start_outputs(self, module: DiffusionModule, loaded: dict[str, dict[str, Tensor]]) -> None:
@@ -217,8 +146,7 @@ class Embeddings:
             hidden = self.read(module, [each.placeholder])["hidden"]
             pieces = self.pieces(module, hidden)
             for encoder, rows in self.rows.items():
-                own, _ = rows.spans[name].place(self.ids(module, encoder, [each.placeholder], hidden.shape[1]))
-                begun = loaded[name][encoder] if name in loaded else pieces[encoder][own]
+                begun = loaded[name][encoder] if name in loaded else pieces[encoder][rows.place(name)[0]]
                 rows.trained(name).copy_(begun)
                 if each.preserve_norm:
                     rows.norms[name] = rows.trained(name).detach().norm(dim=1, keepdim=True)
@@ -245,7 +173,7 @@ class Embeddings:
             cond = self.read(module, captions)
             if not outputs:
                 return cond
-            return cond | {"hidden": self.with_outputs(module, cond["hidden"], captions)}
+            return cond | {"hidden": self.with_outputs(module, cond["hidden"])}
 
         module.encode_prompt = encode_prompt  # type: ignore[method-assign]
 
@@ -253,33 +181,20 @@ class Embeddings:
         """What the family's text encoders make of captions, the rows of the new words among their inputs."""
         return type(module).encode_prompt(module, self.rewrite(captions))
 
-    def with_outputs(self, module: DiffusionModule, hidden: Tensor, captions: list[str]) -> Tensor:
-        """[B, L, D] of B captions -> the same with the output embeddings in the places of their tokens."""
+    def with_outputs(self, module: DiffusionModule, hidden: Tensor) -> Tensor:
+        """[B, L, D] of the prompts just read -> the same with the output embeddings in the places of their tokens."""
         pieces = self.pieces(module, hidden)
-        return torch.cat(
-            [
-                rows.replace(pieces[encoder], self.ids(module, encoder, captions, hidden.shape[1]).to(hidden.device))
-                for encoder, rows in self.rows.items()
-            ],
-            dim=-1,
-        )
+        return torch.cat([rows.replace(pieces[encoder]) for encoder, rows in self.rows.items()], dim=-1)
 
     def pieces(self, module: DiffusionModule, hidden: Tensor) -> dict[str, Tensor]:
         """text encoder -> its share of [B, L, D]: they lie side by side, in their order."""
-        widths = [vocabulary(module.part(encoder)).shape[1] for encoder in module.text_encoders]
+        widths = [vocabulary.table(module.part(encoder)).shape[1] for encoder in module.text_encoders]
         if sum(widths) != hidden.shape[-1]:
             raise SettingsError(
                 f"method.embeddings: {type(module).__name__} does not read its text encoders' results side by side, so "
                 "output=true has no place there; leave it out"
             )
         return dict(zip(module.text_encoders, hidden.split(widths, dim=-1)))
-
-    def ids(self, module: DiffusionModule, encoder: str, captions: list[str], length: int) -> Tensor:
-        """[B, L] the tokens that the text encoder reads."""
-        tokenizer = getattr(module.pipeline, tokenizer_name(encoder))
-        return tokenizer(
-            self.rewrite(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
 
     # Files
 
@@ -338,23 +253,3 @@ class Embeddings:
                 module.part(encoder).set_input_embeddings(rows)
             for name, (_, enlarged) in self.tokenizers.items():
                 setattr(module.pipeline, name, enlarged)
-
-
-def tokenizer_name(encoder: str) -> str:
-    """The pipeline's name of a text encoder's tokenizer."""
-    return encoder.replace("text_encoder", "tokenizer")
-
-
-def vocabulary(part: nn.Module) -> Tensor:
-    """[V, D] the table of a text encoder's words."""
-    return part.get_input_embeddings().weight
-
-
-def ids(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text, without those that begin and end a prompt."""
-    return tokenizer(text, add_special_tokens=False).input_ids
-
-
-def known(tokenizer: Any, word: str) -> bool:
-    """Whether a word is one entry of the vocabulary; CLIP's mark those that end a word."""
-    return bool({word, word.lower(), f"{word.lower()}</w>"} & set(tokenizer.get_vocab()))

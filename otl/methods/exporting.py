@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from otl.config import LoraFormat
+from otl.formats import embedding
 from otl.formats import lora as lora_file
 from otl.formats.deltas import compare
 from otl.formats.modelspec import lora_metadata, with_hash
@@ -28,8 +29,11 @@ Header = Callable[[AdapterState, str], dict[str, str]]
 """(adapter, file's name without suffix) -> the header."""
 
 
-def export(module: DiffusionModule, path: Path, header: Header) -> Path:
+def export(module: DiffusionModule, path: Path, header: Header, bundled: dict[str, Tensor]) -> Path:
     """Write `<path>.safetensors`, read it back and compare it with the live adapter.
+
+    Args:
+        bundled: the tensors of embeddings that the file carries along.
 
     An adapter too small for the dtype (fp16 ends near 6e-8) is written in fp32 instead, with a warning.
 
@@ -39,23 +43,33 @@ def export(module: DiffusionModule, path: Path, header: Header) -> Path:
     path = path.with_name(path.name + ".safetensors")
     state = live_state(module)
     dtype = module.output_options.dtype
-    difference = write(module, state, path, header(state, path.stem), dtype=dtype)
+    difference = write(module, state, path, header(state, path.stem), bundled, dtype=dtype)
     if dtype != "fp32" and not difference <= TOLERANCE[dtype]:
         log.warning(f"output.dtype={dtype} loses {difference:.1e} of this adapter: it is written in fp32 instead")
         dtype = "fp32"
-        difference = write(module, state, path, header(state, path.stem), dtype=dtype)
+        difference = write(module, state, path, header(state, path.stem), bundled, dtype=dtype)
     if not difference <= TOLERANCE[dtype]:
         path.unlink()
         raise RuntimeError(f"{path}: differed from the trained adapter by {difference:.1e} of its size; removed")
     return path
 
 
-def write(module: DiffusionModule, state: AdapterState, path: Path, header: dict[str, str], *, dtype: str) -> float:
-    """The file, and by how much what is read back differs from `state`, relative."""
-    lora_file.write(path, lora_file.cast(spelled(state, module), DTYPES[dtype]), header)
+def write(
+    module: DiffusionModule,
+    state: AdapterState,
+    path: Path,
+    header: dict[str, str],
+    bundled: dict[str, Tensor],
+    *,
+    dtype: str,
+) -> float:
+    """The file, and by how much what is read back differs from `state` or `bundled`, relative."""
+    lora_file.write(path, lora_file.cast(spelled(state, module) | bundled, DTYPES[dtype]), header)
     with_hash(path)
     written, _ = lora_file.read(path)
-    return compare(state, unspelled(written, state, module), lambda part, name: base_weight(module, part, name))
+    carried = {key: written.pop(key) for key in embedding.bundle_keys(written)}
+    difference = compare(state, unspelled(written, state, module), lambda part, name: base_weight(module, part, name))
+    return max(difference, embedding.compare(bundled, carried))
 
 
 def metadata(

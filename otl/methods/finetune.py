@@ -11,6 +11,7 @@ from otl.config import CheckpointFormat, SettingsError
 from otl.formats import single_file
 from otl.formats.folder import DTYPES
 from otl.formats.modelspec import checkpoint_metadata, with_hash
+from otl.methods.embeddings import Embeddings
 from otl.methods.parts import chosen_parts
 from otl.types import ParamGroup, Size
 
@@ -24,14 +25,16 @@ class Finetune:
     Args:
         parts: part -> {"lr": learning rate or None for the optimizer's, "stop_after": when it stops training, below 1 a
             share of the run, else optimizer steps}; None or absent: frozen.
+        embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
     """
 
-    def __init__(self, *, parts: dict[str, Any] | None = None) -> None:
+    def __init__(self, *, parts: dict[str, Any] | None = None, embeddings: dict[str, Any] | None = None) -> None:
+        self.embeddings = Embeddings(embeddings)
         self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}})
         self.whole_parts = tuple(self.parts)
 
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
-        """One group of fp32 parameters for each part."""
+        """One group of fp32 parameters for each part, and those of the embeddings."""
         single = module.output_options.checkpoint_format == CheckpointFormat.single_file
         if single and not module.writes_file:
             raise SettingsError(
@@ -48,17 +51,20 @@ class Finetune:
             if next(part.parameters()).device.type != "meta":
                 part.to(torch.float32)
             groups.append(ParamGroup(name, list(part.parameters()), options.lr, options.stop_after))
-        return groups
+        return groups + self.embeddings.attach(module)
 
     def export(self, module: DiffusionModule, path: Path) -> Path:
-        """Write the whole model as the folder `path` or the file `<path>.safetensors`, read it back and compare."""
+        """Write the whole model as the folder `path` or the file `<path>.safetensors`, read it back and compare; the
+        embeddings beside it, for no stock text encoder holds them."""
         from otl.formats.folder import save_pipeline
 
         module.recover()  # a pipeline is whole
-        if module.output_options.checkpoint_format == CheckpointFormat.single_file:
-            return save_file(module, path.with_name(path.name + ".safetensors"))
-        with module.sampling_scheduler():  # v-prediction and zero-terminal-SNR belong to the weights
-            return save_pipeline(module.pipeline, path, dtype=module.output_options.dtype)
+        self.embeddings.export(module, path)
+        with self.embeddings.put_away(module):
+            if module.output_options.checkpoint_format == CheckpointFormat.single_file:
+                return save_file(module, path.with_name(path.name + ".safetensors"))
+            with module.sampling_scheduler():  # v-prediction and zero-terminal-SNR belong to the weights
+                return save_pipeline(module.pipeline, path, dtype=module.output_options.dtype)
 
 
 def save_file(module: DiffusionModule, path: Path) -> Path:

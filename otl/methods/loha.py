@@ -33,6 +33,8 @@ class Loha(Adapter):
         parts: part -> {"lr": learning rate or None for the optimizer's, "rank", "alpha": its own, "stop_after": when it
             stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its ranks and alphas.
+        embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
     kind = LohaLayer
@@ -50,6 +52,8 @@ class Loha(Adapter):
         ranks: dict[str, int] | None = None,
         parts: dict[str, Any] | None = None,
         from_file: str | None = None,
+        embeddings: dict[str, Any] | None = None,
+        bundle_embeddings: bool = False,
     ) -> None:
         super().__init__(
             rank=rank,
@@ -60,6 +64,8 @@ class Loha(Adapter):
             ranks=ranks,
             parts=parts,
             from_file=from_file,
+            embeddings=embeddings,
+            bundle_embeddings=bundle_embeddings,
         )
         self.tucker = tucker
 

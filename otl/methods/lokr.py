@@ -37,6 +37,8 @@ class Lokr(Adapter):
         parts: part -> {"lr": learning rate or None for the optimizer's, "rank", "alpha": its own, "stop_after": when it
             stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its ranks, alphas and factors.
+        embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
     kind = LokrLayer
@@ -56,6 +58,8 @@ class Lokr(Adapter):
         ranks: dict[str, int] | None = None,
         parts: dict[str, Any] | None = None,
         from_file: str | None = None,
+        embeddings: dict[str, Any] | None = None,
+        bundle_embeddings: bool = False,
     ) -> None:
         super().__init__(
             rank=rank,
@@ -66,6 +70,8 @@ class Lokr(Adapter):
             ranks=ranks,
             parts=parts,
             from_file=from_file,
+            embeddings=embeddings,
+            bundle_embeddings=bundle_embeddings,
         )
         if factor != -1 and factor < 2:
             raise SettingsError(f"method.factor={factor}: must be at least 2, or -1 for the nearest to a square")

@@ -27,6 +27,8 @@ class Oft(Adapter):
         parts: part -> {"lr": learning rate or None for the optimizer's, "stop_after": when it stops training, below 1 a
             share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its block sizes.
+        embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
     kind = OftLayer
@@ -44,6 +46,8 @@ class Oft(Adapter):
         block_sizes: dict[str, int] | None = None,
         parts: dict[str, Any] | None = None,
         from_file: str | None = None,
+        embeddings: dict[str, Any] | None = None,
+        bundle_embeddings: bool = False,
     ) -> None:
         super().__init__(
             rank=block_size,
@@ -54,6 +58,8 @@ class Oft(Adapter):
             ranks=block_sizes,
             parts=parts,
             from_file=from_file,
+            embeddings=embeddings,
+            bundle_embeddings=bundle_embeddings,
         )
         if min(block_size, *self.ranks.values(), 2) < 2:
             raise SettingsError("method.block_size: must be at least 2, there is nothing to rotate in one output")

@@ -51,6 +51,7 @@ class Rows(nn.Module):
         self.inputs = nn.ParameterDict({key(name): nn.Parameter(rows) for name, rows in inputs.items()})
         self.outputs = nn.ParameterDict({key(name): nn.Parameter(rows) for name, rows in outputs.items()})
         self.fixed = nn.ParameterDict({key(name): nn.Parameter(rows, False) for name, rows in fixed.items()})
+        self.read: Tensor | None = None  # [B, L] the ids of the last prompts, as the family gave them
         self.norms: dict[str, float | Tensor] = {}  # name -> what `keep_norms` keeps: one number, or [n, 1]
 
     @property
@@ -65,6 +66,7 @@ class Rows(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, L] token ids -> [B, L, D], in the dtype of the table."""
+        self.read = ids
         places = [(span.place(ids), self.row(name)) for name, span in self.spans.items()]
         new = torch.stack([own for (own, _), _ in places]).any(0)
         found = self.table(ids.masked_fill(new, 0))
@@ -76,14 +78,19 @@ class Rows(nn.Module):
         """[n, D] what stands for the tokens at the input."""
         return self.fixed[key(name)] if key(name) in self.fixed else self.inputs[key(name)]
 
-    def replace(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """[B, L, D] the encoder's result for tokens [B, L] -> the same with the output embeddings at their places."""
-        for name, span in self.spans.items():
+    def replace(self, hidden: Tensor) -> Tensor:
+        """[B, L, D] the encoder's result for the prompts read last -> with the output embeddings at their places."""
+        for name in self.spans:
             if key(name) in self.outputs:
-                own, which = span.place(ids)
+                own, which = self.place(name)
                 vectors = functional.embedding(which, self.outputs[key(name)])
                 hidden = torch.where(own.unsqueeze(-1), vectors.to(hidden.dtype), hidden)
         return hidden
+
+    def place(self, name: str) -> tuple[Tensor, Tensor]:
+        """[B, L] whether each token read last is one of an embedding's, and which."""
+        assert self.read is not None, "no prompt was read"
+        return self.spans[name].place(self.read)
 
     @torch.no_grad()
     def keep_norms(self) -> None:
