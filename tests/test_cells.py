@@ -4,7 +4,7 @@ import pytest
 
 from otl.config import SettingsError
 from otl.tasks.run import build_module
-from otl.testing_methods import METHOD_CHECKS
+from otl.testing import METHOD_CHECKS
 from tests.cells import CELLS, FAMILIES, IMPOSSIBLE, METHODS, NO_FORM, build, table
 from tests.commands import ROOT
 

@@ -19,7 +19,6 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
     {"callbacks"},
     {"check"},
     {"tasks", "mistakes", "testing"},
-    {"testing_methods"},
     {"cli"},
     {"__main__"},
 ]

@@ -30,6 +30,8 @@ LINES = sorted({line.strip() for text in TEXTS.values() for line in COMMAND.find
 LINKS = [(page, link) for page, text in TEXTS.items() for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)]
 FOLDER = re.compile(r"(?:data\.path|data\.concepts\.\w+\.path|--config-dir)[= ](\S+)")
 
+FILE = re.compile(r"sample\.(?:image|mask)=(\S+)")
+
 
 def section(title: str) -> str:
     """The text of README under a heading."""
@@ -47,6 +49,8 @@ def test_a_line_composes_and_passes_the_check(line: str, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     for folder in FOLDER.findall(line):
         (tmp_path / folder).mkdir(exist_ok=True)
+    for file in FILE.findall(line):
+        (tmp_path / file).touch()
     if "--config-dir" in line:
         preset = tmp_path / "my" / "experiment" / "portrait.yaml"
         assert preset.relative_to(tmp_path).as_posix() in README
@@ -136,11 +140,20 @@ def test_the_floors_are_those_that_are_tested(page: str) -> None:
 
 
 def test_the_page_on_formats_names_the_header_fields() -> None:
-    from otl.formats.modelspec import lora_metadata
-    from otl.types import Size
+    import torch
 
+    from otl.formats.modelspec import lora_metadata
+    from otl.types import LoraLayer, Size
+
+    layer = LoraLayer(torch.zeros(4, 8), torch.zeros(8, 4), 4.0)
     header = lora_metadata(
-        {}, architecture="a", base_model_version="b", title="t", name="n", resolution=Size(64, 64), trigger="w"
+        {"unet": {"a": layer}},
+        architecture="a",
+        base_model_version="b",
+        title="t",
+        name="n",
+        resolution=Size(64, 64),
+        trigger="w",
     )
     assert len(header) >= 15
     assert [field for field in header if f"`{field}`" not in TEXTS["docs/formats.md"]] == []

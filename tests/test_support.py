@@ -19,7 +19,7 @@ from otl.formats.lora import kohya_key
 from otl.modules.base import DiffusionModule
 from otl.tasks.run import build_module
 from otl.tasks.train import train
-from otl.testing_methods import predicted
+from otl.testing import predicted
 from tests import tiny_priors
 from tests.cells import CELLS, METHODS, build, readers
 from tests.methods.kinds import published

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from otl import testing
 from otl.modules.base import DiffusionModule
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_2 import StableDiffusion2
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
 from otl.testing import CHECKS, check_family
+from otl.testing import families as testing
 from tests.commands import ROOT
 
 Family = type[DiffusionModule]

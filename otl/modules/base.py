@@ -36,7 +36,7 @@ class DiffusionModule(LightningModule):
         checkpoint: hub name, diffusers folder or .safetensors file.
         config: folder under otl/assets/configs that describes the networks where the checkpoint is no folder itself;
             None: the family's own.
-        resolution: pixels per side that the weights were trained at; None: the family's usual.
+        native_resolution: pixels per side that the weights were trained at; None: the family's usual.
         dtype: of the frozen weights: "fp32", "bf16", "fp16", or "auto" for the precision's own.
         prediction: "epsilon", "v_prediction" or "sample"; None: as the checkpoint's scheduler says.
         zero_terminal_snr: whether the last timestep is pure noise; None: as the checkpoint's scheduler says.
@@ -71,7 +71,7 @@ class DiffusionModule(LightningModule):
         checkpoint: str,
         *,
         config: str | None = None,
-        resolution: int | None = None,
+        native_resolution: int | None = None,
         dtype: str = "auto",
         prediction: str | None = None,
         zero_terminal_snr: bool | None = None,
@@ -82,8 +82,8 @@ class DiffusionModule(LightningModule):
         self.checkpoint, self.dtype_name = checkpoint, dtype
         if config is not None:
             self.config_name = config
-        if resolution is not None:
-            self.resolution = resolution
+        if native_resolution is not None:
+            self.resolution = native_resolution
         self.prediction, self.zero_terminal_snr = prediction, zero_terminal_snr
         self.gradient_checkpointing = gradient_checkpointing
         # What the run adds: tasks/run.py and tasks/train.py set these before the Trainer starts.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from otl.modules.base import DiffusionModule
-from otl.testing import CAPTIONS, US, a_batch, close, differ, prompted, require
+from otl.testing.families import CAPTIONS, US, a_batch, close, differ, prompted, require
 from otl.types import Batch
 
 Made = Callable[[], DiffusionModule]
