@@ -111,6 +111,16 @@ def test_the_options_of_every_group_are_listed() -> None:
             assert f"`{path.stem}`" in rows[group], f"{group}={path.stem} is not in README"
 
 
+def test_every_model_and_method_has_a_page_with_a_command_to_start_from() -> None:
+    families = {name: text for name, text in TEXTS.items() if name.startswith("docs/families/")}
+    for path in sorted((conf_dir() / "model").glob("*.yaml")):
+        pages = [text for text in families.values() if f"`{path.stem}`" in text]
+        assert pages, f"model={path.stem} has no page in docs/families"
+        assert all("python -m otl model=" in text for text in pages)
+    for path in sorted((conf_dir() / "method").glob("*.yaml")):
+        assert f"method={path.stem}" in TEXTS[f"docs/methods/{path.stem}.md"]
+
+
 def test_the_settings_that_are_listed_exist(settings: Callable[..., DictConfig]) -> None:
     rows = re.findall(r"(?m)^\| (`[a-z].+?) \| ", section("One page to a real run").split("changed most")[1])
     names = [name for row in rows for name in re.findall(r"`([\w.]+)`", row)]

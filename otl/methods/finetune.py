@@ -74,7 +74,7 @@ def save_file(module: DiffusionModule, path: Path) -> Path:
         architecture=(module.inpaints and module.inpaint_architecture) or module.architecture,
         title=options.title or path.stem,
         resolution=Size(module.data_resolution, module.data_resolution),
-        implementation="https://github.com/Stability-AI/generative-models",
+        implementation=module.file_implementation,
         prediction=module.noise_schedule.prediction,
     )
     single_file.save(module.single_file(), path, header, dtype=DTYPES[options.dtype])

@@ -58,6 +58,7 @@ class DiffusionModule(LightningModule):
     file_keys: ClassVar[tuple[str, ...]] = ()  # keys by which a single-file checkpoint is known
     foreign_keys: ClassVar[tuple[str, ...]] = ()  # keys by which one of a related family is known
     writes_file: ClassVar[bool] = False  # whether `single_file` gives the whole model
+    file_implementation: ClassVar[str] = "https://github.com/Stability-AI/generative-models"  # modelspec, of that file
     lora_targets: ClassVar[dict[str, dict[str, list[str]]]]  # part -> preset -> patterns
     kohya_prefixes: ClassVar[dict[str, str]]  # part -> prefix of its keys in a LoRA file
     embedding_keys: ClassVar[dict[str, str]] = {"text_encoder": "emb_params"}  # text encoder -> key in a file

@@ -64,6 +64,7 @@ class StableCascade(CascadedModule):
     decoder_parts = {"vqgan": PaellaVQModel, "decoder": StableCascadeUNet}
     time_embedding = "get_timestep_ratio_embedding"
     config_name = "stable_cascade"
+    file_implementation = "https://github.com/Stability-AI/StableCascade"
     writes_file = True
     lora_targets = {"prior": TARGETS, "text_encoder": TEXT_TARGETS}
     kohya_prefixes = {"prior": "lora_prior_unet", "text_encoder": "lora_prior_te"}
