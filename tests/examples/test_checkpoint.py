@@ -1,5 +1,6 @@
 """The small checkpoint that ships follows its prompts, and the quickstart teaches it a shape that it cannot draw."""
 
+import json
 import re
 import resource
 from pathlib import Path
@@ -97,3 +98,31 @@ def test_the_quickstart_fits_two_cores_for_three_minutes_and_two_and_a_half_giga
 def test_a_caption_of_the_concept_is_no_combination_of_the_base_model():
     assert CONCEPT not in {scene.caption() for scene in combinations()}
     assert Scene("large", "red", NEW_SHAPE, "blue").caption(NEW_WORD) == CONCEPT
+
+
+def shown(folder: Path) -> dict[str, list[Seen]]:
+    """prompt -> what the pictures at the end of a run show."""
+    call = json.loads(max((folder / "samples").glob("step-*.json")).read_text())
+    seen: dict[str, list[Seen]] = {}
+    for picture in call["pictures"]:
+        seen.setdefault(picture["prompt"], []).append(classify(Image.open(folder / "samples" / picture["file"])))
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("method", ["dora", "finetune"])
+def test_other_methods_learn_the_concept_too(method, tmp_path):
+    prompts = [CONCEPT, OLD[0].caption()]
+    done = run_otl(
+        f"experiment=quickstart_{method}",
+        "hydra.run.dir=RUN",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        f"sample.prompts={json.dumps(prompts)}",
+        f"sample.seeds={list(range(10))}",
+        cwd=tmp_path,
+    )
+    assert done.code == 0, done.err
+    new, old = (shown(tmp_path / "RUN")[prompt] for prompt in prompts)
+    assert sum(seen.shape == NEW_SHAPE for seen in new) >= 8
+    assert sum(right(seen, OLD[0]) for seen in old) >= 8
