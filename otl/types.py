@@ -179,6 +179,7 @@ class LoraLayer:
     up: Tensor  # [out, rank] or [out, rank, 1, 1]
     alpha: float
     magnitude: Tensor | None = None  # [out]
+    frozen_lengths: bool = False  # rows are divided by their frozen length, not their adapted one: ComfyUI's DoRA
 
 
 @dataclass

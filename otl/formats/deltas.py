@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any, TypeVar
 
@@ -35,7 +36,19 @@ def _(layer: LoraLayer, weight: Tensor) -> Tensor:
     if layer.magnitude is None:
         return change
     adapted = weight.to(change) + change
-    return adapted * per_output(layer.magnitude / row_norms(adapted), weight) - weight.to(change)
+    lengths = row_norms(weight.to(change) if layer.frozen_lengths else adapted)
+    return adapted * per_output(layer.magnitude / lengths, weight) - weight.to(change)
+
+
+def with_lengths(layer: LoraLayer, weight: Tensor, *, frozen: bool) -> LoraLayer:
+    """The same DoRA, its magnitudes meant for the frozen or for the adapted rows' lengths."""
+    if layer.magnitude is None or layer.frozen_lengths == frozen:
+        return layer
+    base = weight.double()
+    adapted = base + delta(converted(replace(layer, magnitude=None), torch.float64), base)
+    share = row_norms(base) / row_norms(adapted)
+    magnitude = layer.magnitude.double() * (share if frozen else 1 / share)
+    return replace(layer, magnitude=magnitude.to(layer.magnitude), frozen_lengths=frozen)
 
 
 @delta.register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ PEFT: Ends = {
     LokrLayer: KRONECKER,
 }
 OFT_ALPHA = 1e4  # readers limit the length of Q by it, each in its way; 0 is no limit to some, no rotation to others
+LENGTHS, FROZEN = "dora_lengths", "frozen"  # of ss_network_args: which lengths a file's dora_scale is for
 CLIP_ROOTS = ("embeddings.", "encoder.layers.", "final_layer_norm")
 
 
@@ -126,6 +127,19 @@ def from_peft(tensors: dict[str, Tensor], *, modules: Mapping[str, Iterable[str]
     return gather(tensors, ends=by_end(PEFT), owners=owners)
 
 
+def with_frozen_lengths(state: AdapterState, like: AdapterState) -> AdapterState:
+    """The adapter of a file, whose magnitudes are for the lengths that those of `like` are for: no key says it."""
+    return {
+        part: {
+            path: replace(layer, frozen_lengths=layer_like.frozen_lengths)
+            if isinstance(layer, LoraLayer) and isinstance(layer_like := like[part][path], LoraLayer)
+            else layer
+            for path, layer in of_part.items()
+        }
+        for part, of_part in state.items()
+    }
+
+
 def tensors_of(layer: AdapterLayer) -> dict[str, Tensor]:
     """The fields of a layer that hold tensors."""
     return {name: value for name, value in vars(layer).items() if isinstance(value, Tensor)}
@@ -212,7 +226,8 @@ def complete(name: str, kind: type[AdapterLayer], layer: dict[str, Tensor]) -> A
         if "magnitude" in layer:
             layer["magnitude"] = magnitude(name, layer["magnitude"], layer["up"])
     alpha = layer.pop("alpha", None)
-    whole: AdapterLayer = kind(**layer, alpha=0.0)  # type: ignore[call-arg]
+    values: dict[str, Any] = layer | {"alpha": 0.0}
+    whole: AdapterLayer = kind(**values)
     assert not isinstance(whole, OftLayer)
     whole.alpha = float(alpha) if alpha is not None else float(rank_of(whole) or 1)
     return whole

@@ -19,7 +19,7 @@ from otl.formats import lora as lora_file
 from otl.methods import exporting
 from otl.methods.continuing import continued
 from otl.methods.embeddings import Embeddings
-from otl.methods.injected import ADAPTER, adapted, own_parameters
+from otl.methods.injected import ADAPTER, adapted, live_state, own_parameters
 from otl.methods.parts import PartOptions, chosen_parts
 from otl.methods.targets import by_pattern, excluding, layers, matching
 from otl.types import AdapterLayer, AdapterState, LoraLayer, ParamGroup
@@ -229,7 +229,12 @@ class Adapter:
         bundled = self.embeddings.bundled(module) if self.bundle_embeddings else {}
         if not self.bundle_embeddings:
             self.embeddings.export(module, path)
-        return exporting.export(module, path, lambda state, name: self.header(module, state, name), bundled)
+        state = self.to_write(module)
+        return exporting.export(module, state, path, self.header(module, state, path.name), bundled)
+
+    def to_write(self, module: DiffusionModule) -> AdapterState:
+        """The live adapter, as a file has it."""
+        return live_state(module)
 
     def header(self, module: DiffusionModule, state: AdapterState, name: str) -> dict[str, str]:
         """What tools read; in PEFT's format also its settings, by which it builds the layers again."""

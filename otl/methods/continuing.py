@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from otl.config import SettingsError
-from otl.formats.deltas import converted, matrix_shape
+from otl.formats.deltas import converted, matrix_shape, with_lengths
 from otl.formats.embedding import bundle_keys
 from otl.formats.files import listed, read
-from otl.formats.lora import gather, rank_of, title_of
+from otl.formats.lora import FROZEN, LENGTHS, gather, rank_of, title_of
 from otl.formats.original import sgm_unet_names
 from otl.formats.spellings import all_ends, denoiser_stems, text_stems
 from otl.methods.targets import layers
@@ -58,7 +59,8 @@ def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) ->
         peft = folder / PEFT_CONFIG
         named = any(key.startswith("base_model.model.") for key in tensors)
         apply_alphas(state, settings_of(header, peft if named and peft.is_file() else None))
-    return {part: fitted(module.part(part), part, of_part, path) for part, of_part in state.items()}
+    frozen = json.loads(header.get("ss_network_args") or "{}").get(LENGTHS) == FROZEN
+    return {part: fitted(module.part(part), part, of_part, path, frozen) for part, of_part in state.items()}
 
 
 def owners(module: DiffusionModule) -> dict[str, tuple[str, str]]:
@@ -121,8 +123,13 @@ def apply_alphas(state: AdapterState, settings: dict[str, Any]) -> None:
             layer.alpha = alpha * math.sqrt(rank) if own.get("use_rslora") else alpha
 
 
-def fitted(part: nn.Module, name: str, state: dict[str, AdapterLayer], path: Path) -> dict[str, AdapterLayer]:
+def fitted(
+    part: nn.Module, name: str, state: dict[str, AdapterLayer], path: Path, frozen: bool
+) -> dict[str, AdapterLayer]:
     """The layers in the shapes of a network's weights, fp32.
+
+    Args:
+        frozen: the magnitudes are for the frozen rows' lengths.
 
     Raises:
         SettingsError: some belong to weights of other sizes; they are listed.
@@ -135,7 +142,7 @@ def fitted(part: nn.Module, name: str, state: dict[str, AdapterLayer], path: Pat
         if outputs != weight.shape[0] or inputs not in (None, weight[0].numel()):
             wrong.append(f"{name}.{key} ({outputs}x{inputs}, not {weight.shape[0]}x{weight[0].numel()})")
         else:
-            fitting[key] = laid_out(layer, weight)
+            fitting[key] = laid_out(layer, weight, frozen)
     if wrong:
         raise SettingsError(
             f"method.from_file={path} was trained on another model: {len(wrong)} of its layers have other sizes: "
@@ -144,11 +151,11 @@ def fitted(part: nn.Module, name: str, state: dict[str, AdapterLayer], path: Pat
     return fitting
 
 
-def laid_out(layer: AdapterLayer, weight: Tensor) -> AdapterLayer:
+def laid_out(layer: AdapterLayer, weight: Tensor, frozen: bool) -> AdapterLayer:
     """The layer in fp32; a LoRA's matrices with or without a kernel, as the weight has it."""
-    values: dict[str, Any] = vars(converted(layer, torch.float32))
-    if isinstance(layer, LoraLayer):
-        rank, ones = layer.down.shape[0], [1] * (weight.dim() - 2)
-        values["down"] = values["down"].reshape(rank, *weight.shape[1:])
-        values["up"] = values["up"].reshape(-1, rank, *ones)
-    return type(layer)(**values)
+    layer = converted(layer, torch.float32)
+    if not isinstance(layer, LoraLayer):
+        return layer
+    rank, ones = layer.down.shape[0], [1] * (weight.dim() - 2)
+    down, up = layer.down.reshape(rank, *weight.shape[1:]), layer.up.reshape(-1, rank, *ones)
+    return with_lengths(replace(layer, down=down, up=up, frozen_lengths=frozen), weight, frozen=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from otl.formats import embedding
 from otl.formats import lora as lora_file
 from otl.formats.deltas import compare
 from otl.formats.modelspec import lora_metadata, with_hash
-from otl.methods.injected import base_weight, live_state
+from otl.methods.injected import base_weight
 from otl.types import AdapterState, Size
 
 if TYPE_CHECKING:
@@ -25,14 +24,15 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCE = {"fp32": 1e-5, "fp16": 4e-3, "bf16": 3e-2}  # relative error of a delta that rounding to the dtype explains
-Header = Callable[[AdapterState, str], dict[str, str]]
-"""(adapter, file's name without suffix) -> the header."""
 
 
-def export(module: DiffusionModule, path: Path, header: Header, bundled: dict[str, Tensor]) -> Path:
+def export(
+    module: DiffusionModule, state: AdapterState, path: Path, header: dict[str, str], bundled: dict[str, Tensor]
+) -> Path:
     """Write `<path>.safetensors`, read it back and compare it with the live adapter.
 
     Args:
+        state: the live adapter, as it is to be written.
         bundled: the tensors of embeddings that the file carries along.
 
     An adapter too small for the dtype (fp16 ends near 6e-8) is written in fp32 instead, with a warning.
@@ -41,13 +41,12 @@ def export(module: DiffusionModule, path: Path, header: Header, bundled: dict[st
         RuntimeError: the file does not hold what was trained.
     """
     path = path.with_name(path.name + ".safetensors")
-    state = live_state(module)
     dtype = module.output_options.dtype
-    difference = write(module, state, path, header(state, path.stem), bundled, dtype=dtype)
+    difference = write(module, state, path, header, bundled, dtype=dtype)
     if dtype != "fp32" and not difference <= TOLERANCE[dtype]:
         log.warning(f"output.dtype={dtype} loses {difference:.1e} of this adapter: it is written in fp32 instead")
         dtype = "fp32"
-        difference = write(module, state, path, header(state, path.stem), bundled, dtype=dtype)
+        difference = write(module, state, path, header, bundled, dtype=dtype)
     if not difference <= TOLERANCE[dtype]:
         path.unlink()
         raise RuntimeError(f"{path}: differed from the trained adapter by {difference:.1e} of its size; removed")
@@ -103,7 +102,8 @@ def unspelled(tensors: dict[str, Tensor], state: AdapterState, module: Diffusion
     """The inverse of `spelled`; `state` says which layers there are."""
     if module.output_options.format == LoraFormat.peft:
         return lora_file.from_peft(tensors, modules=state)
-    return lora_file.from_kohya(tensors, prefixes=module.kohya_prefixes, names=spellings(state, module))
+    found = lora_file.from_kohya(tensors, prefixes=module.kohya_prefixes, names=spellings(state, module))
+    return lora_file.with_frozen_lengths(found, state)
 
 
 def spellings(state: AdapterState, module: DiffusionModule) -> dict[str, dict[str, str]]:

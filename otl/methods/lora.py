@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
 
-from otl.formats.deltas import delta, row_norms
+from otl.config import LoraFormat, SettingsError
+from otl.formats.deltas import delta, row_norms, with_lengths
+from otl.formats.lora import FROZEN, LENGTHS
 from otl.methods.adapter import Adapter, Strength
-from otl.methods.injected import ADAPTER, state_of
+from otl.methods.injected import ADAPTER, base_weight, state_of
 from otl.types import AdapterState, LoraLayer
+
+if TYPE_CHECKING:
+    from otl.modules.base import DiffusionModule
+
+READERS = ("comfyui", "lycoris")
 
 
 class Lora(Adapter):
@@ -89,11 +96,56 @@ class Lora(Adapter):
 class Dora(Lora):
     """LoRA whose rows' lengths train apart from their directions (https://arxiv.org/abs/2402.09353).
 
-    The arguments are Lora's.
+    Args:
+        rank: inner dimension.
+        alpha: numerator of the strength.
+        dropout: share of the adapter's inputs that are zeroed in training, 0..1.
+        reader: whose meaning `dora_scale` has in a file of output.format=kohya: "comfyui" (and Forge), which divides by
+            the frozen rows' lengths, or "lycoris", which divides by the adapted ones', as the paper does.
+        targets: a preset of the family (attn-mlp, attn-only, full), patterns on layer names, or "file" for the layers
+            of `from_file`.
+        exclude: patterns on the names of layers that get none all the same.
+        ranks: pattern on layer names -> rank; the first that matches counts, and alpha / rank stays what it was.
+        parts: part -> {"lr": learning rate or None for the optimizer's, "rank", "alpha": its own, "stop_after": when it
+            stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
+        from_file: an adapter file to go on from, a plain LoRA too, whose layers keep its ranks and alphas.
+        embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
     dora = True
     continues = ("DoRA", "LoRA")
+
+    def __init__(
+        self,
+        *,
+        rank: int = 16,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        reader: str = "comfyui",
+        targets: str | list[str] = "attn-mlp",
+        exclude: str | list[str] | None = None,
+        ranks: dict[str, int] | None = None,
+        parts: dict[str, Any] | None = None,
+        from_file: str | None = None,
+        embeddings: dict[str, Any] | None = None,
+        bundle_embeddings: bool = False,
+    ) -> None:
+        super().__init__(
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            targets=targets,
+            exclude=exclude,
+            ranks=ranks,
+            parts=parts,
+            from_file=from_file,
+            embeddings=embeddings,
+            bundle_embeddings=bundle_embeddings,
+        )
+        if reader not in READERS:
+            raise SettingsError(f"method.reader={reader}: must be {' or '.join(READERS)}")
+        self.reader = reader
 
     def begin(self, layer: Any) -> None:
         """The lengths as they are, from the fp32 weight: PEFT has measured them in the frozen weight's dtype."""
@@ -114,8 +166,22 @@ class Dora(Lora):
 
     def network(self, state: AdapterState) -> tuple[str, dict[str, str]]:
         """kohya's own module knows no DoRA."""
-        dims = {"conv_dim": str(self.rank), "conv_alpha": f"{self.alpha:g}"}
-        return "lycoris.kohya", {"algo": "lora", "dora_wd": "True", "wd_on_output": "True", **dims}
+        arguments = {"algo": "lora", "dora_wd": "True", "wd_on_output": "True"}
+        arguments |= {"conv_dim": str(self.rank), "conv_alpha": f"{self.alpha:g}"}
+        if any(layer.frozen_lengths for part in state.values() for layer in part.values()):  # type: ignore[union-attr]
+            arguments[LENGTHS] = FROZEN
+        return "lycoris.kohya", arguments
+
+    def to_write(self, module: DiffusionModule) -> AdapterState:
+        """The magnitudes for the lengths that the file's reader divides by."""
+        frozen = self.reader == "comfyui" and module.output_options.format == LoraFormat.kohya
+        return {
+            part: {
+                path: with_lengths(layer, base_weight(module, part, path), frozen=frozen)  # type: ignore[arg-type]
+                for path, layer in of_part.items()
+            }
+            for part, of_part in super().to_write(module).items()
+        }
 
 
 def kernel(layer: Any) -> int:

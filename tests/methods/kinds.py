@@ -19,6 +19,7 @@ from otl.modules.base import DiffusionModule
 KINDS: dict[str, Callable[..., Adapter]] = {
     "lora": lambda **options: Lora(**{"rank": 4, "alpha": 3.0} | options),
     "dora": lambda **options: Dora(**{"rank": 4, "alpha": 3.0} | options),
+    "dora_lycoris": lambda **options: Dora(**{"rank": 4, "alpha": 3.0, "reader": "lycoris"} | options),
     "loha": lambda **options: Loha(**{"rank": 4, "alpha": 3.0} | options),
     "loha_tucker": lambda **options: Loha(**{"rank": 4, "alpha": 3.0, "tucker": True} | options),
     "lokr": lambda **options: Lokr(**{"rank": 2, "alpha": 3.0, "factor": 4} | options),
@@ -47,12 +48,13 @@ def train(module: DiffusionModule, *, seed: int = 0) -> None:
             parameter.add_(step * parameter if "magnitude" in name else step)
 
 
-def published(tensors: dict[str, Tensor], weight: Tensor) -> Tensor:
+def published(tensors: dict[str, Tensor], weight: Tensor, *, reader: str = "comfyui") -> Tensor:
     """What one layer of a file under kohya's and LyCORIS's names adds to its weight.
 
     Args:
         tensors: of this layer, by the end of their keys.
         weight: the frozen one.
+        reader: of a DoRA: ComfyUI divides by the frozen rows' lengths, LyCORIS by the adapted ones'.
     """
     t = {name: tensor.double() for name, tensor in tensors.items()}
     w = weight.double()
@@ -62,7 +64,7 @@ def published(tensors: dict[str, Tensor], weight: Tensor) -> Tensor:
         delta = (up.flatten(1) @ down.flatten(1)).view_as(w) * alpha / len(down)
         if "dora_scale" not in t:
             return delta
-        lengths = (w + delta).flatten(1).pow(2).sum(1).sqrt()
+        lengths = (w if reader == "comfyui" else w + delta).flatten(1).pow(2).sum(1).sqrt()
         return t["dora_scale"] * (w + delta) / lengths.view_as(t["dora_scale"]) - w
     if "hada_w1_a" in t:
         rank = len(t["hada_w1_b"])

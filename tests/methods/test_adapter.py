@@ -13,7 +13,7 @@ from otl.formats.lora import kohya_key
 from otl.methods.injected import adapted, live_state
 from otl.methods.loha import Loha
 from otl.methods.lokr import Lokr
-from otl.methods.lora import Lora
+from otl.methods.lora import Dora, Lora
 from otl.methods.oft import Oft
 from otl.methods.targets import layers
 from otl.modules.stable_diffusion import StableDiffusion
@@ -40,7 +40,8 @@ def test_each_layer_does_what_the_file_says_by_the_published_formula(sd15_folder
             stem = kohya_key(module.kohya_prefixes[part], portable)
             own = layer_of(tensors, stem)
             unread -= {f"{stem}.{end}" for end in own}
-            delta = published(own, layer.get_base_weight()).float()
+            reader = kind.removeprefix("dora_") if kind.startswith("dora_") else "comfyui"
+            delta = published(own, layer.get_base_weight(), reader=reader).float()
             x, expected = outputs(layer, delta)
             with torch.no_grad():
                 change = layer.eval()(x) - layer.get_base_layer()(x)
@@ -138,6 +139,22 @@ def test_adapters_over_bf16_stay_fp32_and_start_as_nothing(sd15_folder, kind):
     assert worst < 2e-3  # a step of bf16 here and there; lengths measured in bf16 would be 4e-3 off everywhere
 
 
+@pytest.mark.parametrize(("reader", "other"), [("comfyui", "lycoris"), ("lycoris", "comfyui")])
+def test_a_dora_for_one_reader_is_another_to_the_other(sd15_folder, tmp_path, reader, other):
+    """The two divide by other lengths; each is right about files that are meant for it alone."""
+    module = trained(StableDiffusion, sd15_folder, Dora(rank=4, alpha=4.0, reader=reader, targets=["attn2.to_k"]))
+    module.output_options = Output(dtype="fp32")
+    file = module.export(tmp_path / "final")
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        frozen = json.loads(opened.metadata()["ss_network_args"]).get("dora_lengths") == "frozen"
+    assert frozen == (reader == "comfyui")
+    for path, layer in adapted(module.part("unet")).items():
+        weight, own = layer.get_base_weight(), layer_of(tensors, f"lora_unet_{path.replace('.', '_')}")
+        right, wrong = (published(own, weight, reader=each) for each in (reader, other))
+        assert (right - wrong).norm() > 0.01 * right.norm()
+
+
 def test_exclusions_take_out_exactly_what_they_match(sd15_folder):
     def paths(**options):
         module = StableDiffusion(str(sd15_folder))
@@ -192,6 +209,7 @@ def test_settings_that_mean_nothing_are_refused(sd15_folder, options, message):
         (lambda: Oft(parts={"denoiser": {"rank": 4}}), r"rank=4: no such setting; a part has lr, stop_after"),
         (lambda: Oft(block_size=1), r"method\.block_size: must be at least 2"),
         (lambda: Lokr(factor=1), r"method\.factor=1: must be at least 2, or -1"),
+        (lambda: Dora(reader="forge"), r"method\.reader=forge: must be comfyui or lycoris"),
         (lambda: Loha(rank=0), r"method\.rank=0: must be at least 1"),
         (lambda: Oft(block_size=0), r"method\.block_size=0: must be at least 1"),
     ],
