@@ -272,11 +272,6 @@ class DiffusionModule(LightningModule):
             self.trained = nn.ModuleDict({name: self.part(name).train() for name in names})
             if self.embeddings is not None:
                 self.embeddings.settle(self)
-        if self.loss_options.masked and not self.inpaints:
-            raise SettingsError(
-                "loss.masked=true: only the batches of inpainting models have masks. Choose one of these (such as "
-                "model=sd15_inpaint), or set loss.masked=false"
-            )
         if self.gradient_checkpointing:
             for part in self.trained.values():
                 enable_checkpointing(part)

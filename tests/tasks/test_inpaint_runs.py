@@ -2,6 +2,7 @@
 
 import json
 
+import numpy
 import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from otl.config import SettingsError
 from otl.tasks import plan
+from otl.tasks.run import build_data, build_skeleton
 from otl.tasks.train import train
 from tests import tiny
 from tests.tasks.test_train import losses
@@ -161,3 +163,41 @@ def test_the_plan_of_an_inpainting_model_counts_its_masks_and_keeps_the_image_en
         Image.new("L", (64, 64)).save(files / f"{number}.png")
     cached = made("inpaint.masks=files", f"inpaint.folder={files}")
     assert drawn["memory"]["weights"] - cached["memory"]["weights"] == vae
+
+
+def test_a_masked_loss_takes_its_masks_from_files_with_any_model(settings, photos, tmp_path, sd15_folder):
+    overrides = lines(
+        tmp_path, photos, f"model.checkpoint={sd15_folder}", "loss.masked=true", "data.validation_share=0"
+    )
+    cfg = settings(*overrides)
+    data = build_data(cfg, build_skeleton(cfg))
+    data.setup("fit")
+    masks = {int(i): mask for batch in data.train_dataloader() for i, mask in zip(batch.index, batch.mask)}
+    for number in range(2):
+        assert torch.equal(
+            masks[number][0] > 0, torch.from_numpy(numpy.asarray(Image.open(photos / f"{number}-masklabel.png")) > 0)
+        )
+    assert all(masks[number].all() for number in range(2, 5))
+    assert not data.hides and not data.caches_masked
+
+
+def test_a_masked_loss_without_a_single_mask_is_refused(settings, tmp_path, sd15_folder):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    cfg = settings(
+        f"model.checkpoint={sd15_folder}", f"data.path={tmp_path}", "data.prompt=x", "logger=none", "loss.masked=true"
+    )
+    with pytest.raises(SettingsError, match=r"loss\.masked=true: no image has a mask file"):
+        plan.make(cfg)
+
+
+@pytest.mark.slow
+def test_a_masked_loss_trains_on_cached_latents_without_pixels(run, sd15_folder, monkeypatch):
+    from otl.modules.stable_diffusion import StableDiffusion
+
+    seen, step = [], StableDiffusion.training_step
+    monkeypatch.setattr(
+        StableDiffusion, "training_step", lambda self, batch, k: seen.append(batch) or step(self, batch, k)
+    )
+    out = run("run", "method=lora", f"model.checkpoint={sd15_folder}", "loss.masked=true")
+    assert len(losses(out)) == len(seen) == 4
+    assert all(batch.mask is not None and batch.pixels is None for batch in seen)
