@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"  # in single files
 HOW = "Give a local one with model.checkpoint=PATH: a diffusers folder (with model_index.json) or a .safetensors file"
 
 
@@ -129,6 +130,8 @@ def load_file(family: DiffusionModule, file: Path, *, dtypes: dict[str, torch.dt
     if file.suffix != ".safetensors":
         raise SettingsError(f"model.checkpoint={file}: only .safetensors files are read (others can run code). {HOW}")
     check_keys(family, file)
+    if family.inpaint_pipeline_class is not None:
+        check_channels(family, file)
     with tempfile.TemporaryDirectory() as folder:
         config = config_folder(family.config_name, Path(folder))
         pipeline = family.pipeline_class.from_single_file(
@@ -158,6 +161,23 @@ def check_keys(family: DiffusionModule, file: Path) -> None:
         raise SettingsError(
             f"model.checkpoint={file}: a single-file checkpoint of another family than {type(family).__name__} (it has "
             f"{foreign[0]}). Choose the model= that the checkpoint belongs to"
+        )
+
+
+def check_channels(family: DiffusionModule, file: Path) -> None:
+    """Refuse an inpainting checkpoint where the settings describe another one, and the other way round."""
+    from safetensors import safe_open
+
+    config = assets_dir() / "configs" / family.config_name / family.denoiser / "config.json"
+    expected = json.loads(config.read_text())["in_channels"]
+    with safe_open(file, "pt") as tensors:
+        there = FIRST_CONVOLUTION in set(tensors.keys())
+        found = tensors.get_slice(FIRST_CONVOLUTION).get_shape()[1] if there else expected
+    if found != expected:
+        kind = "an inpainting model" if found > expected else "no inpainting model"
+        raise SettingsError(
+            f"model.checkpoint={file}: its denoiser has {found} input channels, not {expected}: it is {kind}. Choose "
+            "the model= that it belongs to (those of inpainting models end with _inpaint)"
         )
 
 

@@ -200,3 +200,18 @@ def example(module):
         weight=torch.ones(1),
         pixels=pixels,
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "text"),
+    [
+        ("sd15", 9, "9 input channels, not 4: it is an inpainting model"),
+        ("sd15_inpaint", 4, "it is no inpainting model"),
+    ],
+)
+def test_a_file_with_other_input_channels_than_the_settings_describe_is_refused(tmp_path, config, channels, text):
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    tensors = {key: torch.zeros(1) for key in StableDiffusion.file_keys} | {first: torch.zeros(2, channels, 3, 3)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    with pytest.raises(SettingsError, match=text):
+        StableDiffusion(str(tmp_path / "m.safetensors"), config=config).configure_model()
