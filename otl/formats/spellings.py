@@ -40,7 +40,7 @@ def denoiser_stems(part: str, path: str, *, prefix: str, spellings: Iterable[str
         spellings: other paths of the layer: the original code's, the family's own.
     """
     paths = {path, *spellings}
-    flat = {"lora_unet", "lora_prior_unet", f"lora_{part}", "lycoris", prefix.rstrip(".")}
+    flat = {"lora_unet", "oft_unet", "lora_prior_unet", f"lora_{part}", "lycoris", prefix.rstrip(".")}
     dotted = {f"{part}.", "base_model.model.", "diffusion_model.", "model.diffusion_model.", "transformer.", ""}
     stems = {kohya_key(one, spelled) for one in flat for spelled in paths}
     stems |= {f"{one}{spelled}" for one in dotted for spelled in paths}

@@ -91,6 +91,8 @@ class Adapter:
         self.ranks = ranks or {}
         self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}}, accepted=self.part_settings)
         self.from_file = Path(from_file).expanduser() if from_file is not None else None
+        if self.from_file is not None and not self.from_file.exists():
+            raise SettingsError(f"method.from_file={from_file}: there is no such file")
         self.embeddings, self.bundle_embeddings = Embeddings(embeddings), bundle_embeddings
         if bundle_embeddings and not self.embeddings:
             raise SettingsError(

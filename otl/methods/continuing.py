@@ -154,6 +154,8 @@ def fitted(
 def laid_out(layer: AdapterLayer, weight: Tensor, frozen: bool) -> AdapterLayer:
     """The layer in fp32; a LoRA's matrices with or without a kernel, as the weight has it."""
     layer = converted(layer, torch.float32)
+    if weight.device.type == "meta":  # a plan, which has no weights
+        layer = converted(layer, "meta")
     if not isinstance(layer, LoraLayer):
         return layer
     rank, ones = layer.down.shape[0], [1] * (weight.dim() - 2)

@@ -19,7 +19,7 @@ from otl.methods.oft import Oft
 from otl.methods.targets import layers
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
-from tests.methods.kinds import assert_same_layers, trained
+from tests.methods.kinds import KINDS, assert_same_layers, trained
 
 BOTH = {"denoiser": {}, "text_encoder": {}}
 KOHYA = (".lora_down.weight", ".lora_up.weight")
@@ -339,6 +339,7 @@ def test_a_rotation_longer_than_kohya_s_alpha_allows_is_cut(sd15_folder, tmp_pat
     tensors = load_file(source.export(tmp_path / "final"))
     for key in [key for key in tensors if key.endswith("alpha")]:
         tensors[key] = torch.tensor(0.001)
+    tensors = {key.replace("lora_unet_", "oft_unet_"): tensor for key, tensor in tensors.items()}  # kohya's own module
     save_file(tensors, tmp_path / "short.safetensors")
     again = resumed(sd15_folder, tmp_path / "short.safetensors", method=Oft, parts={"denoiser": {}})
     for path, layer in live_state(again)["unet"].items():
@@ -367,6 +368,17 @@ def test_no_two_layers_share_a_name(sdxl_folder):
     for path, original in names.items():
         assert found[f"lora_unet_{under(path)}"] == found[f"lora_unet_{under(original)}"] == ("unet", path)
     assert json.dumps(sorted(set(found.values()))).count('"unet"') == len(names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plan_knows_the_file_s_layers_without_weights(sd15_folder, tmp_path, kind):
+    source = trained(StableDiffusion, sd15_folder, KINDS[kind](targets="full"))
+    skeleton = StableDiffusion(str(sd15_folder))
+    skeleton.method = KINDS[kind](targets="file", from_file=str(source.export(tmp_path / "final")))
+    skeleton.build_skeleton()
+    shapes = [{name: p.shape for name, p in each.trained_parameters().items()} for each in (source, skeleton)]
+    assert shapes[0] == shapes[1]
+    assert {p.device.type for p in skeleton.trained_parameters().values()} == {"meta"}
 
 
 @pytest.mark.parametrize("style", list(LoraFormat))
