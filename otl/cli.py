@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from otl.check import report, require
 from otl.config import RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import compose_settings, explain, explain_flags
-from otl.quiet import quiet_libraries
+from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
 
 CONFIG_NAME = "config"
@@ -62,9 +62,12 @@ def job(cfg: DictConfig) -> None:
     try:
         require(cfg)
         quiet_libraries()
+        quiet_ranks()
         hydra.utils.get_method(cfg.task._target_)(cfg)
     except Exception as error:  # here, because Hydra adds a line of its own to what passes through it
-        if isinstance(error, RunEnded):
+        if isinstance(error, RunEnded):  # on all ranks alike
+            if not speaks():
+                sys.exit(0)  # Lightning would kill the first, which is not done, for any other code
             sys.stderr.write(f"{error}\n")
             sys.exit(error.exit_code)
         message = refusal(error)
@@ -83,6 +86,10 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     """The command line as Hydra needs it: flags first, and `++` before settings that a YAML may not list yet."""
     settings = [text for text in arguments if "=" in text and not text.startswith("-")]
     flags = [text for text in arguments if text not in settings]
+    concepts = [found for found in map(CONCEPT.fullmatch, settings) if found]
+    if {"-m", "--multirun"} & set(flags):  # Hydra's sweeper keeps one setting of a name
+        settings = [text for text in settings if not CONCEPT.fullmatch(text)]
+        return flags + [_spelled_out(text) for text in settings] + ([merged(concepts)] if concepts else [])
     return flags + [_spelled_out(text) for text in settings]
 
 
@@ -90,9 +97,18 @@ def _spelled_out(setting: str) -> str:
     if setting.startswith("+experiment="):
         return setting[1:]
     concept = CONCEPT.fullmatch(setting)
-    if concept:  # Hydra cannot add a field to a concept that does not exist yet, but it can merge one
-        return f"++data.concepts={{{concept['name']}: {{{concept['field']}: {concept['value']}}}}}"
+    if concept:
+        return merged([concept])
     return f"++{setting}" if CALLED.match(setting) else setting
+
+
+def merged(concepts: Sequence[re.Match[str]]) -> str:
+    """One setting for all: Hydra cannot add a field to a concept that does not exist yet, but it can merge one."""
+    fields: dict[str, dict[str, str]] = {}
+    for concept in concepts:
+        fields.setdefault(concept["name"], {})[concept["field"]] = concept["value"]
+    inside = [f"{name}: {{{', '.join(f'{k}: {v}' for k, v in own.items())}}}" for name, own in fields.items()]
+    return f"++data.concepts={{{', '.join(inside)}}}"
 
 
 def config_path(arguments: Sequence[str]) -> str:

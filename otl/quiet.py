@@ -16,7 +16,13 @@ LOGGERS = (
     "PIL",
     "peft",
 )
-TRAINERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric", "lightning.pytorch.accelerators.cuda")
+TRAINERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric",
+    "lightning.fabric.utilities.distributed",  # by itself: when it is imported, Lightning lets it speak
+    "lightning.pytorch.accelerators.cuda",
+)
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # set by Lightning, torchrun or a cluster
 WARNINGS = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
@@ -43,6 +49,18 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message)
+
+
+def speaks() -> bool:
+    """Whether this process is the one that logs: of several that train together, the first."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in RANKS)
+
+
+def quiet_ranks() -> None:
+    """Only errors of the other processes get through: what else they have to say, the first says too."""
+    if not speaks():
+        logging.getLogger().setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore")
 
 
 def undouble_lightning() -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from otl import cli
 from otl.check import check
+from otl.mistakes import compose_settings
 from tests.commands import ROOT, Result, listed, run_otl, run_process, write_plugin
 
 LIMIT = 3.0  # seconds of processor time for any refusal, the start of Python included
@@ -155,6 +156,14 @@ def test_settings_may_stand_before_flags() -> None:
         "++optimizer.lr=1",
         "seed=1",
     ]
+
+
+def test_a_sweep_keeps_every_field_of_every_concept() -> None:
+    fields = ["data.concepts.a.path=x", "data.concepts.b.path=y", "data.concepts.a.repeats=2"]
+    *rest, concepts = cli.spelled_out(["--multirun", *fields, "seed=1,2"])
+    assert rest == ["--multirun", "seed=1,2"]
+    composed = compose_settings([concepts], name="config").data.concepts
+    assert (composed.a.path, composed.a.repeats, composed.b.path) == ("x", 2, "y")
 
 
 @pytest.mark.parametrize("line", ["optimizer.lrr=1", "optimzer.lr=1", "model=sdxxl", "data.batch_size=0", "seed=x"])

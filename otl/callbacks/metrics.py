@@ -6,7 +6,7 @@ import csv
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -37,8 +37,7 @@ class Row:
     """One optimizer step; its losses stay on the device until rows are written."""
 
     values: dict[str, str]
-    losses: list[Tensor] = field(default_factory=list)  # of its batches
-    images: list[int] = field(default_factory=list)  # of its batches
+    totals: list[Tensor]  # [2] of each of its batches: sum of the losses, number of images
 
 
 class Metrics(Clocked):
@@ -61,8 +60,7 @@ class Metrics(Clocked):
         self._rows: list[Row] = []  # not yet written
         self._last: Row | None = None  # of the last optimizer step, whether it becomes a row or not
         self._last_at: int | None = None  # where the last step's row begins in the file, once written
-        self._losses: list[Tensor] = []  # of the batches since the last optimizer step
-        self._images: list[int] = []
+        self._totals: list[Tensor] = []  # of the batches since the last optimizer step
         self._rates: dict[str, float] = {}  # of the step being made, before the schedule moves on
         self._row_step = 0
         self._start = self._flushed = 0.0
@@ -107,18 +105,16 @@ class Metrics(Clocked):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        # Lightning has divided the loss by the number of batches that are accumulated.
-        self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
-        self._images.append(outputs["images"])
+        self._totals.append(outputs["total"])
         self.clock.batch_trained(outputs["images"] * trainer.world_size)
         if not self._steps.advanced(trainer) or self._file is None:
             return
         step = trainer.global_step
-        self._last = Row({"step": str(step), "epoch": str(trainer.current_epoch)}, self._losses, self._images)
+        self._last = Row({"step": str(step), "epoch": str(trainer.current_epoch)}, self._totals)
         self._last.values |= {name: f"{rate:.9g}" for name, rate in self._rates.items()}
         self._last.values["seconds"] = f"{time.perf_counter() - self._start:.2f}"
         self._last_at = None
-        self._losses, self._images = [], []
+        self._totals = []
         if due(step, self.every) or step == pl_module.total_steps:
             self._add_row(step)
         if time.perf_counter() - self._flushed > SECONDS:
@@ -173,12 +169,12 @@ class Metrics(Clocked):
         if self._file is None or not self._rows:
             return
         # One transfer for all rows: each would wait for the device.
-        losses = iter(torch.stack([loss.float() for row in self._rows for loss in row.losses]).tolist())
+        totals = iter(torch.stack([total for row in self._rows for total in row.totals]).tolist())
         table = csv.DictWriter(self._file, self._columns, restval="", lineterminator="\n")
         for row in self._rows:
-            mean = sum(next(losses) * images for images in row.images) / sum(row.images)
+            losses, images = map(sum, zip(*[next(totals) for _ in row.totals]))
             self._last_at = self._file.tell()
-            values = row.values | {"loss": f"{mean:.9g}"}
+            values = row.values | {"loss": f"{losses / images:.9g}"}
             table.writerow(values)
             self._log(values)
         if self._rows[-1] is not self._last:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -63,7 +64,7 @@ class Progress(Clocked):
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         self.clock.batch_trained(outputs["images"] * trainer.world_size)
-        loss = outputs["loss"].detach().float() * trainer.accumulate_grad_batches  # Lightning has divided it
+        loss = outputs["total"][0] / outputs["total"][1]
         self._loss = loss if self._loss is None else self._loss.lerp(loss, SMOOTHING)
         if not self._steps.advanced(trainer) or not trainer.is_global_zero:
             return
@@ -99,7 +100,10 @@ class Progress(Clocked):
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """The same items, shown as a bar with rate and time left (otl.types.Progress)."""
+    """The same items, shown by the first rank as a bar with rate and time left (otl.types.Progress)."""
+    if rank_zero_only.rank != 0:
+        yield from items
+        return
     console = Console()
     if not console.is_terminal:
         yield from _lines(items, description, total)

@@ -410,9 +410,14 @@ class DiffusionModule(LightningModule):
         stopping.drop_gradients(self.stopped)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """`total` [2] is the sum of the losses and the number of images, of all ranks."""
         losses = self.losses(batch, u=rng.uniforms(batch.key.cpu(), "timestep"), stream="noise")
-        mean = losses.mean()
-        return {"loss": mean, "losses": losses.detach(), "images": len(losses)}
+        total = totalled(losses)
+        loss = losses.mean()
+        if self.trainer.world_size > 1:  # whose batches may differ in size, and DDP takes the mean over ranks
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+            loss = losses.sum() * self.trainer.world_size / total[1]
+        return {"loss": loss, "losses": losses.detach(), "images": len(losses), "total": total}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """All but what the random numbers follow from: the CPU draws them, and must not wait for the device."""
@@ -451,8 +456,15 @@ class DiffusionModule(LightningModule):
             self.losses(batch, u=torch.full((len(batch.captions),), (k + 0.5) / VALIDATION_TIMESTEPS), stream=f"val{k}")
             for k in range(VALIDATION_TIMESTEPS)
         ]
-        mean = torch.stack(steps).mean()
-        self.log("val_loss", mean, on_epoch=True, batch_size=len(batch.captions), sync_dist=True)
+        self.validated += totalled(torch.stack(steps).mean(0))
+
+    def on_validation_epoch_start(self) -> None:
+        self.validated = torch.zeros(2, device=self.device)  # sum of the losses, number of images
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean over the images of all ranks, which Lightning's own gets wrong: it rounds their number."""
+        losses, images = self.trainer.strategy.reduce(self.validated, reduce_op="sum")
+        self.log("val_loss", losses / images, batch_size=1, sync_dist=True)
 
     def losses(self, batch: Batch, *, u: Tensor, stream: str) -> Tensor:
         """[B] weighted loss of each sample.
@@ -586,6 +598,11 @@ class DiffusionModule(LightningModule):
         return " ".join(fingerprint(self.part(name), f"{label} {name}") for name in self.text_encoders)
 
 
+def totalled(losses: Tensor) -> Tensor:
+    """[B] -> [2], their sum and number."""
+    return torch.stack([losses.detach().float().sum(), torch.full((), float(len(losses)), device=losses.device)])
+
+
 def assign(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     """Copy values into parameters of the same names."""
     with torch.no_grad():
@@ -594,9 +611,9 @@ def assign(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> No
 
 
 def enable_checkpointing(part: Any) -> None:
-    """diffusers and transformers name the same switch differently."""
-    switch = getattr(part, "enable_gradient_checkpointing", None) or part.gradient_checkpointing_enable
-    switch()
+    """diffusers and transformers, older and newer, name the same switch differently."""
+    names = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
+    next(getattr(part, name) for name in names if hasattr(part, name))()
 
 
 def fingerprint(part: nn.Module, label: str) -> str:

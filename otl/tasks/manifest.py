@@ -1,4 +1,4 @@
-"""manifest.json: what a run was, so that it can be repeated."""
+"""manifest.json: what a run was, so that it can be repeated. Written by the first rank."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from otl.datamodules.bucketed import BucketedDataModule
@@ -30,6 +31,7 @@ PACKAGES = (
 )
 
 
+@rank_zero_only
 def start(settings: DictConfig, data: BucketedDataModule, folder: Path) -> dict[str, Any]:
     """Write what is known before the first step, and return it."""
     record = {
@@ -45,6 +47,7 @@ def start(settings: DictConfig, data: BucketedDataModule, folder: Path) -> dict[
     return record
 
 
+@rank_zero_only
 def finish(record: dict[str, Any], folder: Path, *, outcome: str, step: int) -> None:
     """Add what came out: every exported file with its hash."""
     name = record["settings"]["output"]["name"]

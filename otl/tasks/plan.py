@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,7 @@ from otl.datamodules.layout import Layout, batches, layout
 from otl.datamodules.scan import scan
 from otl.modules import inpainting, prior
 from otl.modules.base import DiffusionModule, steps_per_epoch
-from otl.tasks import memory
+from otl.tasks import memory, ranks
 from otl.tasks.precision import choose
 from otl.tasks.run import build_skeleton, data_options, run_dir, total_steps
 from otl.tasks.tables import show
@@ -48,7 +49,9 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
     Args:
         scanned: what `scan` gave; None: it is done here.
     """
-    precision = choose(settings.trainer.precision, accelerator=settings.trainer.accelerator)
+    precision = choose(
+        settings.trainer.precision, accelerator=settings.trainer.accelerator, devices=settings.trainer.devices
+    )
     module = build_skeleton(settings)
     module.autocast_dtype = precision.autocast
     data = data_options(settings, module)
@@ -95,15 +98,17 @@ def of_images(
     epoch = batches(placed, batch_size=data.batch_size, partial=data.partial_batches, seed=settings.seed, epoch=0)
     rows = [row(sample, placed, index, data) for index, sample in enumerate(train)] + broken_rows(problems)
     seen = {index for batch in epoch for index, _ in batch}
-    steps = steps_per_epoch(len(epoch), settings.trainer.accumulate_grad_batches)
+    processes = ranks.count(settings.trainer)
+    share = math.ceil(len(epoch) / processes)  # of a rank: they take the batches in turns
     return {
         "images_total": len(rows),
         "images_used": len(seen),
         "images_dropped": len(rows) - len(seen),
         "images_validation": len(samples) - len(train),
         "buckets": bucket_rows(placed, epoch),
-        "steps_per_epoch": steps,
-        "total_steps": total_steps(settings.trainer, len(epoch)) if epoch else 0,
+        "ranks": processes,
+        "steps_per_epoch": steps_per_epoch(share, settings.trainer.accumulate_grad_batches),
+        "total_steps": total_steps(settings.trainer, share) if epoch else 0,
         "images": rows,
         "warnings": warnings(rows, placed, problems, data),
     }

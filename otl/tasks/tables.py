@@ -17,6 +17,7 @@ def show(plan: dict[str, Any], console: Console | None = None) -> None:
     console.print(
         f"[bold]{plan['family']}[/] from {plan['checkpoint']}, {plan['method']}, {plan['precision']}, "
         f"{plan['resolution']} px, batches of {plan['batch_size']}"
+        + (f" on each of {plan['ranks']} ranks" if plan["ranks"] > 1 else "")
     )
     console.print(buckets(plan))
     console.print(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -15,12 +15,12 @@ from omegaconf import DictConfig, open_dict
 
 from otl.callbacks.checkpoint import newest
 from otl.callbacks.progress import track
-from otl.config import SettingsError
+from otl.config import RunEnded, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule, report
 from otl.modules.base import DiffusionModule, steps_per_epoch
 from otl.quiet import undouble_lightning
-from otl.tasks import classes, manifest, plan
-from otl.tasks.precision import choose
+from otl.tasks import classes, manifest, plan, ranks
+from otl.tasks.precision import allow_tf32, choose
 from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, total_steps
 
 log = logging.getLogger(__name__)
@@ -33,25 +33,32 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
         folder: of the run; None: the one that Hydra made.
     """
     undouble_lightning()
-    folder = folder or run_dir()
+    if folder is None:
+        ranks.require_one_folder()
+        folder = run_dir()
     resume = checkpoint_to_resume(settings.resume, folder)
     refuse_overwrite(settings, folder, resuming=resume is not None)
 
-    precision = choose(settings.trainer.precision, accelerator=settings.trainer.accelerator)
-    log.info(f"precision {precision.name}: {precision.reason}")
+    precision = choose(
+        settings.trainer.precision, accelerator=settings.trainer.accelerator, devices=settings.trainer.devices
+    )
+    tf32 = allow_tf32(precision, accelerator=settings.trainer.accelerator)
+    log.info(f"precision {precision.name}: {precision.reason}{'; what is left in fp32 is computed in TF32' * tf32}")
     seed_everything(settings.seed, verbose=False)
     classes.draw_missing(settings, autocast=precision.autocast)
     module = build_module(settings)
     module.run_dir, module.track, module.autocast_dtype = folder, track, precision.autocast
-    data = build_data(settings, build_skeleton(settings))
+    skeleton = build_skeleton(settings)
+    data = build_data(settings, skeleton)
     data.setup("fit")
     for problem in data.problems:
         log.warning(f"{problem.key}: {problem.message}")
-    made, fatal = plan.make(settings, scanned=(data.samples + data.validation_samples, data.problems))
-    if fatal:
-        raise SettingsError("\n".join(map(report, fatal)))
-    plan.write(made, folder)
-    trainer = build_trainer(settings, precision.name)
+    trainer = build_trainer(settings, precision.name, trains_text=skeleton.trains_text)
+    if trainer.is_global_zero:
+        made, fatal = plan.make(settings, scanned=(data.samples + data.validation_samples, data.problems))
+        if fatal:
+            raise SettingsError("\n".join(map(report, fatal)))
+        plan.write(made, folder)
     if not data.validation_samples:
         trainer.limit_val_batches = 0  # else Lightning prepares for it after each epoch
     batches = data.batches_per_epoch(trainer.world_size)
@@ -62,9 +69,11 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     record = manifest.start(settings, data, folder)
     started = time.monotonic()
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+        with ranks.started(folder):
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
     except BaseException as error:
         manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
+        end_ranks(trainer, error)
         raise
     if (
         resume and trainer.is_global_zero and not exported(settings, folder)
@@ -73,6 +82,12 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
             module.export(folder / settings.output.name)
     manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
     closing(settings, trainer, folder, seconds=time.monotonic() - started)
+
+
+def end_ranks(trainer: Trainer, error: BaseException) -> None:
+    """Where this process alone failed, the others would wait for it for ever."""
+    if trainer.strategy.launcher is not None and not isinstance(error, RunEnded):
+        trainer.strategy.launcher.kill(signal.SIGKILL)
 
 
 def checkpoint_to_resume(asked: str | None, folder: Path) -> Path | None:
@@ -111,10 +126,16 @@ def exported(settings: DictConfig, folder: Path) -> list[Path]:
     return [path for path in (folder / f"{name}.safetensors", folder / name) if path.exists()]
 
 
-def build_trainer(settings: DictConfig, precision: str) -> Trainer:
-    """Lightning's Trainer with OTL's callbacks, in the order of the config."""
+def build_trainer(settings: DictConfig, precision: str, *, trains_text: bool = False) -> Trainer:
+    """Lightning's Trainer with OTL's callbacks, in the order of the config.
+
+    Args:
+        precision: as Lightning calls it.
+        trains_text: whether a text encoder trains.
+    """
     options = settings.trainer.copy()
     with open_dict(options):
+        options.strategy = strategy(options, trains_text=trains_text)
         options.precision = precision
         options.max_steps, options.max_epochs = -1, -1
         if options.val_check_interval is not None:  # optimizer steps, across epochs
@@ -136,6 +157,17 @@ def build_trainer(settings: DictConfig, precision: str) -> Trainer:
         log_every_n_steps=10,
         _convert_="all",
     )
+
+
+def strategy(trainer: DictConfig, *, trains_text: bool) -> str:
+    """Lightning's name of how several processes train together.
+
+    A text encoder's last layers may get no gradient (SDXL reads the last but one), which DDP must be told to expect.
+    """
+    asked = trainer.get("strategy") or "auto"
+    if trains_text and asked in {"auto", "ddp"} and ranks.count(trainer) > 1:
+        return "ddp_find_unused_parameters_true"
+    return asked
 
 
 def set_end(trainer: Trainer, steps: int) -> None:
@@ -169,6 +201,7 @@ def closing(settings: DictConfig, trainer: Trainer, folder: Path, *, seconds: fl
     log.info(f"all else  {folder} (plan, metrics, manifest, checkpoints)")
 
 
-def device_name(trainer: Trainer) -> Any:
-    kind = trainer.strategy.root_device.type
-    return torch.cuda.get_device_name() if kind == "cuda" else kind
+def device_name(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"

@@ -109,7 +109,8 @@ class TinyModule(LightningModule):
             batch.index == -1 if self.poisoned is None else batch.index == self.poisoned, torch.nan, losses
         )
         self.losses.append((self.trainer.global_step, losses.mean().item()))
-        return {"loss": losses.mean(), "losses": losses.detach(), "images": len(losses)}
+        total = torch.tensor([losses.sum().item(), len(losses)])
+        return {"loss": losses.mean(), "losses": losses.detach(), "images": len(losses), "total": total}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss = (self.net(batch.pixels) - batch.pixels).square().mean()

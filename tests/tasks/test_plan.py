@@ -52,6 +52,13 @@ def test_dropping_is_counted_and_a_bucket_below_a_batch_names_its_images(setting
     assert never == {str(photos / "broken.png"), str(photos / "tall0.png")}
 
 
+@pytest.mark.parametrize(("devices", "steps"), [("2", 3), ("[0,1,2,3]", 2)])
+def test_ranks_share_the_batches_of_an_epoch(settings, sd15_folder, photos, devices, steps):
+    """6 batches."""
+    got = made(settings, sd15_folder, photos, f"trainer.devices={devices}", "trainer.accelerator=cpu")
+    assert (got["steps_per_epoch"], got["images_used"]) == (steps, 9)
+
+
 def test_padding_says_which_images_are_seen_again(settings, sd15_folder, photos):
     got = made(settings, sd15_folder, photos, "data.partial_batches=pad")
     assert (got["images_used"], got["steps_per_epoch"]) == (9, 6)
