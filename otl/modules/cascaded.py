@@ -18,8 +18,9 @@ from otl import loss
 from otl.config import LossWeight, SettingsError, assets_dir
 from otl.cosine import Cosine
 from otl.modules import fetching, loading
-from otl.modules.base import DiffusionModule, fingerprint
+from otl.modules.base import DiffusionModule
 from otl.modules.efficientnet import EfficientNetEncoder
+from otl.modules.networks import fingerprint
 from otl.modules.stable_diffusion import without_autocast
 from otl.types import Cond, Size
 

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from otl.config import Data, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.modules import inpainting
-from otl.modules.base import DiffusionModule, steps_per_epoch
+from otl.modules.base import DiffusionModule
+from otl.modules.training import steps_per_epoch
 from otl.types import Captions
 
 log = logging.getLogger(__name__)

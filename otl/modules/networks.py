@@ -1,0 +1,173 @@
+"""The networks of a family: how they are loaded, found by name, moved, let go and told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from otl import loss, noise
+from otl.config import SettingsError
+from otl.modules import ahead, drawing, inpainting, loading
+from otl.timesteps import Timesteps
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Networks(LightningModule):
+    """What a `DiffusionModule` does with its networks; its attributes are declared there."""
+
+    def configure_model(self) -> None:
+        """Load the weights, freeze them, and let the method make trainable what it trains. Once."""
+        if self.pipeline is None:
+            if self.encodes_ahead and ahead.possible(self):
+                self.pipeline = ahead.assemble(self, ahead.encode(self))
+            else:
+                self.pipeline = self.load_pipeline()
+            self.prepare()
+            if self.inpaints:
+                self.pipeline = inpainting.stock_pipeline(self)
+
+    def build_skeleton(self) -> None:
+        """The same without weights, on the meta device: enough to plan."""
+        self.pipeline = self.load_skeleton()
+        self.prepare()
+
+    def load_pipeline(self, without: Sequence[str] = ()) -> Any:
+        """The pipeline with its weights on the CPU; a family that makes its own overrides it.
+
+        Args:
+            without: parts that are left out; asked for where `encodes_ahead` alone.
+        """
+        return loading.load(self, self.checkpoint, dtypes=self.part_dtypes(), without=without)
+
+    def load_skeleton(self) -> Any:
+        """The parts of the pipeline on the meta device; a family that makes its own overrides it."""
+        return loading.skeleton(self, self.checkpoint)
+
+    def load_part(self, name: str) -> nn.Module:
+        """One part anew, with its weights on the CPU."""
+        return loading.load_part(self, name, dtype=self.part_dtypes().get(name, self.part_dtypes()["default"]))
+
+    def prepare(self) -> None:
+        for name in self.part_names:
+            self.part(name).requires_grad_(False).eval()
+        self.noise_schedule = self.make_noise()
+        self.timesteps = Timesteps.of(self.noise_options)
+        loss.refuse(self.loss_options, self.noise_schedule.prediction)
+        self.last_snr = noise.last_snr(self.noise_schedule) if self.noise_options.offset_generalized else None
+        if self.method is not None:
+            self.groups = self.method.attach(self)
+            names = [name for name in self.part_names if any(p.requires_grad for p in self.part(name).parameters())]
+            self.trained = nn.ModuleDict({name: self.part(name).train() for name in names})
+            if self.embeddings is not None:
+                self.embeddings.settle(self)
+        if self.gradient_checkpointing:
+            for part in self.trained.values():
+                enable_checkpointing(part)
+
+    def part_dtypes(self) -> dict[str, torch.dtype]:
+        """part -> dtype to load it in. The image encoder is kept in fp32: SDXL's overflows in fp16, and its work is
+        cached. So is what trains whole."""
+        dtype = (self.autocast_dtype or torch.float32) if self.dtype_name == "auto" else DTYPES.get(self.dtype_name)
+        if dtype is None:
+            raise SettingsError(f"model.dtype={self.dtype_name}: accepted are auto, {', '.join(DTYPES)}")
+        whole = self.method.whole_parts if self.method is not None else ()
+        exact = [self.image_encoder, *map(self.part_name, whole)]
+        return {"default": dtype} | dict.fromkeys(exact, torch.float32)
+
+    def part(self, name: str) -> nn.Module:
+        """A network of the pipeline by name; "denoiser" is the one that predicts."""
+        return getattr(self.pipeline, self.part_name(name))
+
+    def part_name(self, name: str) -> str:
+        """The pipeline's name of a part.
+
+        Raises:
+            SettingsError: this family has no such part.
+        """
+        name = self.denoiser if name == "denoiser" else name
+        if name not in self.part_names:
+            raise SettingsError(
+                f"method.parts.{name}: {type(self).__name__} has no such part; it has denoiser, "
+                f"{', '.join(part for part in self.part_names if part != self.denoiser)}"
+            )
+        return name
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the denoiser takes a mask and the masked picture beside the noisy latents."""
+        if self.inpaint_pipeline_class is None:
+            return False
+        return self.part("denoiser").config.in_channels == inpainting.CHANNELS  # type: ignore[union-attr]
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder trains, so that its output cannot be cached."""
+        return any(name in self.trained for name in self.text_encoders)
+
+    def keep_prompts(self) -> None:
+        """Encode what will be drawn."""
+        options = self.sample_options
+        texts = [*options.prompts, options.negative_prompt] if options.prompts else []
+        self.kept_prompts = drawing.encoded(self, texts, batch_size=options.batch_size)
+
+    def release(self, names: Iterable[str]) -> None:
+        """Let go of the weights of frozen parts; `recover` loads them again."""
+        for name in names:
+            if name not in self.released:
+                self.part(name).to("meta")
+                self.released.add(name)
+
+    def recover(self, names: Iterable[str] | None = None) -> None:
+        """Load again what was let go, all of it or the named parts."""
+        for name in [name for name in self.part_names if name in self.released and (names is None or name in names)]:
+            setattr(self.pipeline, name, self.load_part(name).requires_grad_(False).eval())
+            self.released.discard(name)
+
+    def move_frozen(self, device: torch.device, all_but: tuple[str, ...] = ()) -> None:
+        """Move the parts that Lightning does not see."""
+        for name in self.part_names:
+            if name not in self.trained and name not in all_but and name not in self.released and name != self.denoiser:
+                self.part(name).to(device)
+        self.part(self.denoiser).to(self.device)
+
+    def image_identity(self) -> str:
+        part = self.part(self.image_encoder)
+        scaling = [getattr(part.config, name, None) for name in ("scaling_factor", "shift_factor")]
+        return fingerprint(part, f"{type(part).__name__} {scaling}")
+
+    def prompt_identity(self) -> str:
+        if self.kept_identity is not None:
+            return self.kept_identity
+        family = f"{type(self).__module__}.{type(self).__qualname__}"  # which layers it reads
+        words = [described(value) for name, value in self.pipeline.components.items() if name.startswith("tokenizer")]
+        label = hashlib.blake2b(f"{family} {words}".encode(), digest_size=16).hexdigest()
+        return " ".join(fingerprint(self.part(name), f"{label} {name}") for name in self.text_encoders)
+
+
+def enable_checkpointing(part: Any) -> None:
+    """diffusers and transformers name the same switch differently."""
+    switch = getattr(part, "enable_gradient_checkpointing", None) or part.gradient_checkpointing_enable
+    switch()
+
+
+def fingerprint(part: nn.Module, label: str) -> str:
+    """A hash of a network's weights, dtype included."""
+    digest = hashlib.blake2b(label.encode(), digest_size=16)
+    for name, tensor in part.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def described(tokenizer: Any) -> str:
+    """All that a tokenizer's ids depend on, and nothing that the last call left there."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules = {key: value for key, value in rules.items() if key not in {"truncation", "padding"}}
+    return f"{tokenizer.model_max_length} {json.dumps(rules, sort_keys=True)}"

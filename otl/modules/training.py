@@ -1,0 +1,217 @@
+"""How a family trains: what Lightning calls, and the loss of a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from otl import loss, noise, rng
+from otl.config import SettingsError
+from otl.modules import inpainting, prior, stopping
+from otl.types import Batch, Cond
+
+VALIDATION_TIMESTEPS = 4  # forward passes for each held-out image, at evenly spaced timesteps
+
+
+class Training(LightningModule):
+    """What a `DiffusionModule` does in a run; its attributes are declared there."""
+
+    # What Lightning keeps
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of all that trains, named as in `state_dict`."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The trained weights only."""
+        return {name: parameter.detach() for name, parameter in self.trained_parameters().items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self.settings
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that holds other weights than those that train here."""
+        own, other = set(self.state_dict()), set(checkpoint["state_dict"])
+        if own != other:
+            raise SettingsError(
+                f"resume: the checkpoint does not fit this run: {len(other - own)} tensors are only in the checkpoint, "
+                f"{len(own - other)} only here (such as {sorted(own ^ other)[0]}). Use the same model and method, or "
+                "start anew in another hydra.run.dir"
+            )
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The average in the place of the live weights, if one is kept."""
+        if self.average is None:
+            yield
+            return
+        parameters = self.trained_parameters()
+        live = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        try:
+            assign(parameters, self.average)
+            yield
+        finally:
+            assign(parameters, live)
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        """Fill the cache, then let the encoders go or put them out of the way."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        inpainting.check_data(self, data)
+        prior.check(self, data.samples)
+        self.move_frozen(self.device)
+        if not data.cached:
+            return
+        data.fill_cache(self, images=True, prompts=not self.trains_text, progress=self.track)
+        if not self.trains_text:
+            self.keep_prompts()
+            self.release(self.text_encoders)
+        needed = (self.image_encoder,) if self.inpaints and not data.caches_masked else ()
+        self.move_frozen(torch.device("cpu"), all_but=(*self.text_encoders, *needed))
+
+    track: Any = None  # set by tasks/train.py: shows the cache's progress
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Notice what has stopped training."""
+        stopped = stopping.stopped(self.groups, self.global_step, self.total_steps)
+        if len(stopped) != len(self.stopped):
+            self.stopped = stopped
+            behind = [part for name, part in self.trained.items() if name not in self.text_encoders]
+            self.text_stopped = stopping.none_before(behind, self.groups, stopped)
+
+    def on_after_backward(self) -> None:
+        stopping.drop_gradients(self.stopped)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        losses = self.losses(batch, u=rng.uniforms(batch.key.cpu(), "timestep"), stream="noise")
+        mean = losses.mean()
+        return {"loss": mean, "losses": losses.detach(), "images": len(losses)}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """All but what the random numbers follow from: the CPU draws them, and must not wait for the device."""
+        if device.type == "cpu":
+            return batch
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved._replace(index=batch.index, key=batch.key)
+
+    gradient_norm: float | None = None  # of this optimizer step, where callbacks/guard.py has measured it
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm that is known, if it is, and only where it is too large; else by Lightning."""
+        norm, self.gradient_norm = self.gradient_norm, None
+        if norm is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif norm + 1e-6 > gradient_clip_val:  # as torch has it
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, torch.tensor(norm))
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """The gradients are let go at once: Lightning would keep them through the next forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Done by `optimizer_step`."""
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same noise every time, at evenly spaced timesteps: only the weights make the loss differ."""
+        steps = [
+            self.losses(batch, u=torch.full((len(batch.captions),), (k + 0.5) / VALIDATION_TIMESTEPS), stream=f"val{k}")
+            for k in range(VALIDATION_TIMESTEPS)
+        ]
+        mean = torch.stack(steps).mean()
+        self.log("val_loss", mean, on_epoch=True, batch_size=len(batch.captions), sync_dist=True)
+
+    def losses(self, batch: Batch, *, u: Tensor, stream: str) -> Tensor:
+        """[B] weighted loss of each sample.
+
+        Args:
+            u: [B] uniform in 0..1, which become timesteps.
+            stream: names the noise, a function of (batch.key, stream).
+        """
+        latents, cond = self.encode(batch)
+        t = self.noise_schedule.sample(self.timesteps(u))  # on the CPU, so that nothing waits for the device
+        clean = self.draw_noise(batch, latents, t, stream)
+        perturbed = noise.perturbed(clean, batch.key.cpu(), stream, self.noise_options.perturbation)
+        noisy = self.noise_schedule.add(latents, perturbed, t)
+        inputs = self.denoiser_input(noisy, batch)
+        predicted = self.predict(inputs, t.to(self.device, non_blocking=True), cond, batch)
+        each = self.objective(predicted, latents, clean, noisy, t, self.position_weights(batch, latents))
+        if batch.prior is not None:
+            each = prior.preserved(self, each, predicted, inputs, t, batch)
+        weight = self.timestep_weight(t)
+        each = each if weight is None else each * noise.per_sample(weight, each)
+        return each * batch.weight.to(each)
+
+    def position_weights(self, batch: Batch, latents: Tensor) -> Tensor | None:
+        """[B, 1, h, w] weights of the latents' positions in the loss; None: all alike."""
+        options = self.loss_options
+        if not options.masked:
+            return None
+        assert batch.mask is not None, "the batches of a masked run have masks"
+        h, w = latents.shape[-2:]
+        return loss.position_weights(
+            batch.mask, (h, w), unmasked=options.unmasked_weight, normalize=options.normalize_masked_area
+        )
+
+    def denoiser_input(self, noisy: Tensor, batch: Batch) -> Tensor:
+        """[B, C, h, w] noisy latents -> what `predict` takes: with mask and masked picture behind them, or as it is."""
+        return inpainting.denoiser_input(self, noisy, batch) if self.inpaints else noisy
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Cond]:
+        """What the cache gave, or else encoded now."""
+        latents = batch.latents
+        if latents is None:
+            assert batch.pixels is not None
+            latents = self.encode_image(batch.pixels)
+        if batch.cond is not None:
+            return latents, batch.cond
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.text_stopped):
+            return latents, self.encode_prompt(batch.captions)
+
+    def draw_noise(self, batch: Batch, latents: Tensor, t: Tensor, stream: str) -> Tensor:
+        """[B, C, h, w] the noise of (batch.key, stream); drawn by the loader already where it could."""
+        keys = batch.key.cpu()
+        drawn = batch.noise if stream == "noise" and batch.noise is not None else None
+        if drawn is None:
+            drawn = rng.normals(keys, tuple(latents.shape[1:]), stream)
+        scale = None if self.last_snr is None else noise.offset_scale(self.noise_schedule.snr(t), self.last_snr)
+        return noise.shaped(drawn.to(latents), keys, stream, self.noise_options, scale)
+
+    def configure_optimizers(self) -> Any:
+        assert self.optimizer is not None and self.lr_schedule is not None
+        groups = [
+            {"params": group.params, "name": group.name, **({} if group.lr is None else {"lr": group.lr})}
+            for group in self.groups
+        ]
+        optimizer = self.optimizer(groups)
+        if self.embeddings is not None:  # here, so that an average is taken afterwards
+            optimizer.register_step_post_hook(self.embeddings.after_step)
+        stopping.check(self.groups, self.total_steps)
+        factors = [stopping.factor(self.lr_schedule, group, self.total_steps) for group in self.groups]
+        by_step = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
+
+
+def assign(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    """Copy values into parameters of the same names."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+
+
+def steps_per_epoch(batches: int, accumulate: int) -> int:
+    """Optimizer steps of one epoch: Lightning takes a step at the epoch's end also for a partial accumulation."""
+    return math.ceil(batches / accumulate)
