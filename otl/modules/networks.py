@@ -152,9 +152,9 @@ class Networks(LightningModule):
 
 
 def enable_checkpointing(part: Any) -> None:
-    """diffusers and transformers name the same switch differently."""
-    switch = getattr(part, "enable_gradient_checkpointing", None) or part.gradient_checkpointing_enable
-    switch()
+    """diffusers and transformers, older and newer, name the same switch differently."""
+    names = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
+    next(getattr(part, name) for name in names if hasattr(part, name))()
 
 
 def fingerprint(part: nn.Module, label: str) -> str:

@@ -90,9 +90,14 @@ class Training(LightningModule):
         stopping.drop_gradients(self.stopped)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """`total` [2] is the sum of the losses and the number of images, of all ranks."""
         losses = self.losses(batch, u=rng.uniforms(batch.key.cpu(), "timestep"), stream="noise")
-        mean = losses.mean()
-        return {"loss": mean, "losses": losses.detach(), "images": len(losses)}
+        total = totalled(losses)
+        loss = losses.mean()
+        if self.trainer.world_size > 1:  # whose batches may differ in size, and DDP takes the mean over ranks
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+            loss = losses.sum() * self.trainer.world_size / total[1]
+        return {"loss": loss, "losses": losses.detach(), "images": len(losses), "total": total}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """All but what the random numbers follow from: the CPU draws them, and must not wait for the device."""
@@ -131,8 +136,15 @@ class Training(LightningModule):
             self.losses(batch, u=torch.full((len(batch.captions),), (k + 0.5) / VALIDATION_TIMESTEPS), stream=f"val{k}")
             for k in range(VALIDATION_TIMESTEPS)
         ]
-        mean = torch.stack(steps).mean()
-        self.log("val_loss", mean, on_epoch=True, batch_size=len(batch.captions), sync_dist=True)
+        self.validated += totalled(torch.stack(steps).mean(0))
+
+    def on_validation_epoch_start(self) -> None:
+        self.validated = torch.zeros(2, device=self.device)  # sum of the losses, number of images
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean over the images of all ranks, which Lightning's own gets wrong: it rounds their number."""
+        losses, images = self.trainer.strategy.reduce(self.validated, reduce_op="sum")
+        self.log("val_loss", losses / images, batch_size=1, sync_dist=True)
 
     def losses(self, batch: Batch, *, u: Tensor, stream: str) -> Tensor:
         """[B] weighted loss of each sample.
@@ -203,6 +215,11 @@ class Training(LightningModule):
         factors = [stopping.factor(self.lr_schedule, group, self.total_steps) for group in self.groups]
         by_step = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
+
+
+def totalled(losses: Tensor) -> Tensor:
+    """[B] -> [2], their sum and number."""
+    return torch.stack([losses.detach().float().sum(), torch.full((), float(len(losses)), device=losses.device)])
 
 
 def assign(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:

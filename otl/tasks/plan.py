@@ -18,7 +18,7 @@ from otl.datamodules.scan import scan
 from otl.modules import inpainting, prior
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
-from otl.tasks import memory
+from otl.tasks import memory, ranks
 from otl.tasks.precision import choose
 from otl.tasks.run import build_skeleton, data_options, run_dir, total_steps
 from otl.tasks.tables import show

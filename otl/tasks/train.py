@@ -15,13 +15,13 @@ from omegaconf import DictConfig, open_dict
 
 from otl.callbacks.checkpoint import newest
 from otl.callbacks.progress import track
-from otl.config import SettingsError
+from otl.config import RunEnded, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule, report
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.quiet import undouble_lightning
-from otl.tasks import classes, manifest, plan
-from otl.tasks.precision import choose
+from otl.tasks import classes, manifest, plan, ranks
+from otl.tasks.precision import allow_tf32, choose
 from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, total_steps
 
 log = logging.getLogger(__name__)
