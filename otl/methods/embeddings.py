@@ -84,8 +84,8 @@ class Embeddings:
             Problem(
                 f"{each.key}.placeholder",
                 f"{each.placeholder} is in no caption, so nothing would train it: write it into the captions as it is "
-                "here, or give the images without captions one with data.prompt=... or, where only embeddings train, "
-                "several with method.templates=object",
+                f"here, or give the images without any one caption, 'data.prompt=\"a photo of {each.placeholder}\"', or, "
+                "where only embeddings train, several, method.templates=object",
             )
             for each in self.specs.values()
             if each.placeholder not in written
