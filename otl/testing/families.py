@@ -10,14 +10,25 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from otl.config import LoraFormat, NoiseOptions, Output, SettingsError
+from otl.formats.deltas import compare
 from otl.formats.lora import kohya_key, read
-from otl.methods.lora import Lora
+from otl.formats.spellings import all_ends
+from otl.methods.adapter import Adapter
+from otl.methods.continuing import continued
+from otl.methods.injected import base_weight, live_state
+from otl.methods.loha import Loha
+from otl.methods.lokr import Lokr
+from otl.methods.lora import Dora, Lora
+from otl.methods.oft import Oft
+from otl.methods.parts import chosen_parts
 from otl.methods.targets import layers, matching
 from otl.modules.base import DiffusionModule
 from otl.types import Batch, Cond, Size
@@ -29,6 +40,13 @@ DECLARED = (
     *("part_names", "denoiser", "resolution", "bucket_step", "lora_targets", "kohya_prefixes"),
     *("architecture", "base_model_version"),
 )
+ADAPTERS: dict[str, Callable[..., Adapter]] = {
+    "lora": partial(Lora, rank=4, alpha=2.0),
+    "dora": partial(Dora, rank=4, alpha=2.0),
+    "loha": partial(Loha, rank=2, alpha=1.0),
+    "lokr": partial(Lokr, rank=2, alpha=1.0, factor=4),
+    "oft": partial(Oft, block_size=4),
+}
 CAPTIONS = ["a small red circle", "two tall trees in front of a house by the sea in the evening, a photograph"]
 OTHERS = [CAPTIONS[0], "snow"]  # the first is the same
 SMALLEST = 32  # pixels; sides of the pictures are at least this
@@ -48,15 +66,26 @@ def loaded(factory: Factory) -> DiffusionModule:
     return module
 
 
-def adapt(module: DiffusionModule, *, seed: int = 0) -> DiffusionModule:
-    """Load with an adapter on every layer that takes one, its weights random: a new one would change nothing."""
-    module.method = Lora(rank=4, alpha=2.0, targets="full", parts={part: {} for part in module.lora_targets})
+def adapt(module: DiffusionModule, method: Adapter | None = None, *, seed: int = 0) -> DiffusionModule:
+    """Load with an adapter on every layer that takes one, its weights random: a new one would change nothing.
+
+    Args:
+        method: None: a LoRA.
+    """
+    module.method = method or Lora(rank=4, alpha=2.0)
+    module.method.targets = "full"
+    module.method.parts = chosen_parts(all_parts(module))
     module.configure_model()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.trained_parameters().values():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return module
+
+
+def all_parts(module: DiffusionModule) -> dict[str, Any]:
+    """`method.parts` of everything that takes an adapter."""
+    return {part: {} for part in module.lora_targets}
 
 
 def bucket(module: DiffusionModule) -> Size:
@@ -481,22 +510,36 @@ def check_state_dict(factory: Factory) -> None:
 
 
 def check_lora_file(factory: Factory) -> None:
-    """The LoRA file has every adapted layer under its part's name, in both formats."""
-    module = adapt(factory())
-    count = sum("lora_A" in name for name in module.trained_parameters())
+    """The file of every kind of adapter has each adapted layer under its part's name, and what goes on from it is the
+    same; that of a LoRA in PEFT's names too."""
+    plain = loaded(factory)
+    for name, make in ADAPTERS.items():
+        method = make()
+        module = adapt(factory(), method)
+        live = live_state(module)
+        for style in LoraFormat if name == "lora" else (LoraFormat.kohya,):
+            what = f"the {name} file in {style.value}'s names"
+            module.output_options = Output(format=style, dtype="fp32")
+            with tempfile.TemporaryDirectory() as folder:
+                file = module.export(Path(folder) / "adapter")
+                require_keys(module, file, what, style, layers=sum(map(len, live.values())))
+                again = continued(plain, file, method.continues)
+            off = compare(live, again, partial(base_weight, module))
+            require(off < ROUNDING, f"going on from {what} is off by {off:.1e}")
+
+
+def require_keys(module: DiffusionModule, file: Path, what: str, style: LoraFormat, *, layers: int) -> None:
+    """The file has so many layers, all of them below the names of the family's parts, and the family's header."""
     starts = {
         LoraFormat.kohya: tuple(kohya_key(module.kohya_prefixes[part], "") for part in module.lora_targets),
         LoraFormat.peft: tuple(f"{part}." for part in module.lora_targets),
     }
-    for style, ends in ((LoraFormat.kohya, (".alpha",)), (LoraFormat.peft, (".lora_A.weight",))):
-        module.output_options = Output(format=style, dtype="fp32")
-        with tempfile.TemporaryDirectory() as folder:
-            tensors, header = read(module.export(Path(folder) / "adapter"))
-        found = sum(key.endswith(ends[0]) for key in tensors)
-        require(found == count, f"the {style.value} file has {found} of {count} layers")
-        alien = [key for key in tensors if not key.startswith(starts[style])]
-        require(not alien, f"the {style.value} file has {alien[:1]}, which belongs to no part")
-        require(header["modelspec.architecture"] == f"{module.architecture}/lora", "the header names another model")
+    tensors, header = read(file)
+    alien = [key for key in tensors if not key.startswith(starts[style])]
+    require(not alien, f"{what} has {alien[:1]}, which belongs to no part")
+    stems = {key.removesuffix(next((end for end in all_ends() if key.endswith(end)), ".alpha")) for key in tensors}
+    require(len(stems) == layers, f"{what} has {len(stems)} of {layers} layers")
+    require(header["modelspec.architecture"] == f"{module.architecture}/lora", "the header names another model")
 
 
 def check_skeleton_shapes(factory: Factory) -> None:
