@@ -32,9 +32,7 @@ class Cached:
     cache: Cache
     latents: list[str] | None  # key for each sample; None: pixels are served
     prompts: dict[str, str] | None  # caption -> key; None: captions alone are served
-    masked: list[str] | None = (
-        None  # key for each sample's masked image; None: pixels are served too where it is needed
-    )
+    masked: list[str] | None = None  # key for each sample's masked image; None: not cached
 
     kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # key -> entry
     room: int = MEMORY  # bytes
