@@ -83,9 +83,9 @@ class Embeddings:
         return [
             Problem(
                 f"{each.key}.placeholder",
-                f"{each.placeholder} is in no caption, so nothing would train it: write it into the captions as it is "
-                f"here, or give the images without any one caption, 'data.prompt=\"a photo of {each.placeholder}\"', or, "
-                "where only embeddings train, several, method.templates=object",
+                f"{each.placeholder} is in no caption, so nothing would train it: write it into the captions, as it "
+                f"is here, or give the images without any one, 'data.prompt=\"a photo of {each.placeholder}\"', "
+                "or, where only embeddings train, several, method.templates=object",
             )
             for each in self.specs.values()
             if each.placeholder not in written
