@@ -1,10 +1,10 @@
 """The contract that families and methods keep, for a plugin's own tests too.
 
-    from otl.testing import CHECKS, METHOD_CHECKS
+from otl.testing import CHECKS, METHOD_CHECKS
 
-    @pytest.mark.parametrize("check", CHECKS)
-    def test_my_family(check):
-        check(lambda: MyFamily("path/of/a/tiny/checkpoint"))
+@pytest.mark.parametrize("check", CHECKS)
+def test_my_family(check):
+    check(lambda: MyFamily("path/of/a/tiny/checkpoint"))
 """
 
 from otl.testing.families import CHECKS as CHECKS
