@@ -92,6 +92,7 @@ RANGES = {  # `*` stands for one name
     "method.dropout": Range(0, 1, high_excluded=True),
     "method.embeddings.*.vectors": COUNT,
     "method.embeddings.*.lr": Range(0),
+    "method.embeddings.*.stop_after": POSITIVE,
     "optimizer.lr": Range(0),
     "optimizer.weight_decay": Range(0),
     "optimizer.eps": Range(0),
