@@ -171,7 +171,7 @@ def _single_values(override: Override, text: str) -> list[str]:
 def _reason(error: Exception, override: Override, accepted: list[str], name: str, extra: str | None) -> Problem:
     key, value = override.key_or_group, _text(override)
     with initialize_config_dir(str(conf_dir()), job_name="otl", version_base="1.3"):
-        options = _options(GlobalHydra.instance().config_loader(), key)
+        options = _options(GlobalHydra.instance().config_loader(), key, extra)
     if options and value not in options:
         message = f"{value} is none of its options{meant(value, options)}"
         return Problem(key, message, details=[f"there are: {', '.join(options)}"])
@@ -203,8 +203,12 @@ def _text(override: Override) -> str:
     return override.get_value_element_as_str() if override.value_type is not None else show(override.value())
 
 
-def _options(loader: ConfigLoader, group: str) -> list[str]:
-    return sorted(loader.get_group_options(group)) if "." not in group else []
+def _options(loader: ConfigLoader, group: str, extra: str | None) -> list[str]:
+    """Those of OTL, of plugins, and of the folder of --config-dir."""
+    if "." in group:
+        return []
+    own = (path.stem for path in Path(extra, group).glob("*.yaml")) if extra else ()
+    return sorted({*loader.get_group_options(group), *own})
 
 
 def _unknown_key(key: str, value: str, settings: DictConfig, cause: BaseException) -> Problem:

@@ -140,6 +140,15 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts(typed: Callable
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_options_of_an_own_folder_are_told_too(typed: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "my_portraits.yaml").write_text("# @package _global_\nseed: 1\n")
+    done = typed("--config-dir", str(tmp_path), "experiment=my_portrait")
+    assert done.code == 2
+    assert "did you mean my_portraits?" in done.err
+    assert "quickstart" in done.err
+
+
 def test_a_file_that_is_no_yaml_is_named_with_its_line(typed: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("checkpoint: [1\nother: 2\n")

@@ -109,7 +109,7 @@ def draw_captions(checkpoint: Path, captions: list[str]) -> list[Image.Image]:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
     for start in range(0, len(captions), 25):
