@@ -20,8 +20,8 @@ def attach(versus: Versus) -> None:
     """Every Trainer that is built from here on has it as its last callback but the checkpoints, which go last."""
     build = train.build_trainer
 
-    def build_with(*arguments: Any) -> Trainer:
-        trainer = build(*arguments)
+    def build_with(*arguments: Any, **options: Any) -> Trainer:
+        trainer = build(*arguments, **options)
         trainer.callbacks.append(versus)
         return trainer
 
