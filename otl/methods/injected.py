@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -50,6 +51,17 @@ def replace_weights(layer: Any, names: dict[str, str], given: AdapterLayer) -> N
             del tensors[ADAPTER]
         if tensor is not None:
             tensors[ADAPTER] = nn.Parameter(tensor.to(device))
+
+
+def keep_autocast(layer: nn.Module) -> None:
+    """Let a layer put out what its frozen one does under autocast: PEFT's LoHa and LoKr go back to their input's dtype,
+    which is fp32 behind every norm."""
+    layer.register_forward_hook(in_autocast_dtype)
+
+
+def in_autocast_dtype(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    device = output.device.type
+    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 
 
 @singledispatch

@@ -10,7 +10,7 @@ from peft.tuners.loha import LoHaLayer as PeftLayer
 from torch import nn
 
 from otl.methods.adapter import Adapter, Strength
-from otl.methods.injected import ADAPTER, replace_weights, state_of, weights_of
+from otl.methods.injected import ADAPTER, keep_autocast, replace_weights, state_of, weights_of
 from otl.types import AdapterState, LohaLayer
 
 NAMES = {f"hada_{name}": name for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}  # PEFT's -> ours
@@ -88,6 +88,7 @@ class Loha(Adapter):
         for tensors in (layer.hada_t1, layer.hada_t2):
             if ADAPTER in tensors:
                 nn.init.normal_(tensors[ADAPTER], std=0.1)
+        keep_autocast(layer)
 
     def fill(self, layer: Any, given: Any) -> None:
         replace_weights(layer, NAMES, given)

@@ -10,7 +10,7 @@ from peft.tuners.lokr import LoKrLayer as PeftLayer
 
 from otl.config import SettingsError
 from otl.methods.adapter import Adapter, Strength
-from otl.methods.injected import ADAPTER, replace_weights, state_of, weights_of
+from otl.methods.injected import ADAPTER, keep_autocast, replace_weights, state_of, weights_of
 from otl.types import AdapterState, LokrLayer
 
 NAMES = {f"lokr_{name}": name for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")}  # PEFT's -> ours
@@ -95,6 +95,7 @@ class Lokr(Adapter):
     def begin(self, layer: Any) -> None:
         layer.reset_adapter_parameters_lycoris_way(ADAPTER)  # again, in fp32
         set_strength(layer)
+        keep_autocast(layer)
 
     def fill(self, layer: Any, given: Any) -> None:
         replace_weights(layer, NAMES, given)

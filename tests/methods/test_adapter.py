@@ -139,6 +139,16 @@ def test_adapters_over_bf16_stay_fp32_and_start_as_nothing(sd15_folder, kind):
     assert worst < 2e-3  # a step of bf16 here and there; lengths measured in bf16 would be 4e-3 off everywhere
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_under_autocast_a_layer_puts_out_what_its_frozen_one_does(sd15_folder, kind):
+    """Else all that comes behind would be kept in fp32."""
+    module = trained(StableDiffusion, sd15_folder, KINDS[kind]())
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        for layer in adapted(module.part("unet")).values():
+            x, _ = outputs(layer)
+            assert layer(x).dtype == layer.get_base_layer()(x).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("reader", "other"), [("comfyui", "lycoris"), ("lycoris", "comfyui")])
 def test_a_dora_for_one_reader_is_another_to_the_other(sd15_folder, tmp_path, reader, other):
     """The two divide by other lengths; each is right about files that are meant for it alone."""
