@@ -18,7 +18,7 @@ from otl.methods.oft import Oft
 from otl.methods.targets import layers
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
-from tests.methods.kinds import KINDS, assert_same_layers, outputs, published, train, trained
+from tests.methods.kinds import KINDS, assert_same_layers, module_of, outputs, published, train, trained
 
 PARTS = {"denoiser": {}, "text_encoder": {}}
 
@@ -52,7 +52,7 @@ def test_each_layer_does_what_the_file_says_by_the_published_formula(sd15_folder
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_adapter_changes_nothing(sd15_folder, kind):
-    module = StableDiffusion(str(sd15_folder))
+    module = module_of(StableDiffusion, sd15_folder)
     module.method = KINDS[kind](targets="full", parts=PARTS)
     module.configure_model()
     for part in ("unet", "text_encoder"):
@@ -65,7 +65,7 @@ def test_a_new_adapter_changes_nothing(sd15_folder, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_start_is_a_function_of_the_seed(sd15_folder, kind):
     def start(seed):
-        module = StableDiffusion(str(sd15_folder))
+        module = module_of(StableDiffusion, sd15_folder)
         module.seed, module.method = seed, KINDS[kind]()
         torch.manual_seed(seed + 99)
         module.configure_model()
@@ -94,7 +94,7 @@ def test_going_on_from_its_own_file_is_going_on(sd15_folder, tmp_path, kind, sty
     module = trained(StableDiffusion, sd15_folder, KINDS[kind](targets="full", parts=PARTS))
     module.output_options = Output(format=style, dtype="fp32")
     file = module.export(tmp_path / "final")
-    again = StableDiffusion(str(sd15_folder))
+    again = module_of(StableDiffusion, sd15_folder)
     again.method = KINDS[kind](targets="full", parts=PARTS, from_file=str(file))
     again.configure_model()
     assert_same_layers(module, again)
@@ -118,7 +118,7 @@ def test_it_trains_on_from_a_file(sd15_folder, tmp_path, kind):
 @pytest.mark.parametrize("kind", ["lora", "loha", "lokr", "oft"])
 def test_a_file_of_another_kind_names_its_method(sd15_folder, tmp_path, kind):
     file = trained(StableDiffusion, sd15_folder, KINDS[kind]()).export(tmp_path / "final")
-    module = StableDiffusion(str(sd15_folder))
+    module = module_of(StableDiffusion, sd15_folder)
     module.method = (Lora if kind != "lora" else Loha)(from_file=str(file))
     with pytest.raises(SettingsError, match=rf"(?i)holds a {kind}, not a \w+: use method={kind}"):
         module.configure_model()
@@ -167,7 +167,7 @@ def test_a_dora_for_one_reader_is_another_to_the_other(sd15_folder, tmp_path, re
 
 def test_exclusions_take_out_exactly_what_they_match(sd15_folder):
     def paths(**options):
-        module = StableDiffusion(str(sd15_folder))
+        module = module_of(StableDiffusion, sd15_folder)
         module.method = Lora(parts=PARTS, **options)
         module.configure_model()
         return {part: set(adapted(module.part(part))) for part in module.trained}
@@ -195,7 +195,7 @@ def test_exclusions_take_out_exactly_what_they_match(sd15_folder):
     ],
 )
 def test_settings_that_mean_nothing_are_refused(sd15_folder, options, message):
-    module = StableDiffusion(str(sd15_folder))
+    module = module_of(StableDiffusion, sd15_folder)
     module.method = Lora(**options)
     with pytest.raises(SettingsError, match=message):
         module.configure_model()
@@ -238,7 +238,7 @@ def strengths(module):
 
 
 def test_rank_patterns_and_the_ranks_of_parts_keep_the_strength(sd15_folder):
-    module = StableDiffusion(str(sd15_folder))
+    module = module_of(StableDiffusion, sd15_folder)
     module.method = Lora(
         rank=8,
         alpha=4.0,
@@ -258,7 +258,7 @@ def test_rank_patterns_and_the_ranks_of_parts_keep_the_strength(sd15_folder):
 
 
 def test_a_part_has_its_own_alpha(sd15_folder):
-    module = StableDiffusion(str(sd15_folder))
+    module = module_of(StableDiffusion, sd15_folder)
     module.method = Lora(rank=8, alpha=4.0, parts={"denoiser": {}, "text_encoder": {"rank": 4, "alpha": 1.0}})
     module.configure_model()
     assert set(strengths(module)["unet"].values()) == {(8, 4.0)}
@@ -267,7 +267,7 @@ def test_a_part_has_its_own_alpha(sd15_folder):
 
 @pytest.mark.parametrize("kind", ["loha", "lokr", "dora"])
 def test_rank_patterns_reach_the_other_kinds(sd15_folder, kind):
-    module = StableDiffusion(str(sd15_folder))
+    module = module_of(StableDiffusion, sd15_folder)
     module.method = KINDS[kind](rank=2, alpha=2.0, ranks={"ff": 1})
     module.configure_model()
     for path, layer in adapted(module.part("unet")).items():
@@ -277,7 +277,7 @@ def test_rank_patterns_reach_the_other_kinds(sd15_folder, kind):
 
 
 def test_block_sizes_divide_the_outputs(sd15_folder):
-    module = StableDiffusion(str(sd15_folder))
+    module = module_of(StableDiffusion, sd15_folder)
     module.method = Oft(block_size=24, targets="full", block_sizes={"attn": 8})
     module.configure_model()
     for path, layer in live_state(module)["unet"].items():
@@ -295,7 +295,7 @@ def test_a_rotation_keeps_the_length_of_every_input_s_weights(sd15_folder):
 
 
 def test_oft_in_peft_s_format_is_refused(sd15_folder):
-    module = StableDiffusion(str(sd15_folder))
+    module = module_of(StableDiffusion, sd15_folder)
     module.method, module.output_options = Oft(), Output(format=LoraFormat.peft)
     with pytest.raises(SettingsError, match=r"output\.format=peft: PEFT's OFT rotates the inputs"):
         module.configure_model()
@@ -335,7 +335,7 @@ def test_both_text_encoders_of_sdxl_have_their_own_prefix(sdxl_folder, tmp_path)
 
 
 def test_other_trained_weights_stay_trained_and_out_of_the_file(sd15_folder, tmp_path):
-    module = StableDiffusion(str(sd15_folder))
+    module = module_of(StableDiffusion, sd15_folder)
     module.method = Lora(rank=2)
 
     class Both(Lora):
@@ -355,7 +355,7 @@ def test_other_trained_weights_stay_trained_and_out_of_the_file(sd15_folder, tmp
 
 def test_the_adapter_of_a_meta_skeleton_has_the_parameters_of_the_real_one(sd15_folder):
     for kind, make in KINDS.items():
-        real, skeleton = StableDiffusion(str(sd15_folder)), StableDiffusion(str(sd15_folder))
+        real, skeleton = module_of(StableDiffusion, sd15_folder), module_of(StableDiffusion, sd15_folder)
         real.method, skeleton.method = make(targets="full"), make(targets="full")
         real.configure_model()
         skeleton.build_skeleton()

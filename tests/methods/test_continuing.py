@@ -10,6 +10,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from otl.config import LoraFormat, Output, SettingsError
+from otl.formats.files import read
 from otl.formats.original import sgm_unet_names
 from otl.methods.injected import adapted, live_state
 from otl.methods.loha import Loha
@@ -19,7 +20,7 @@ from otl.methods.oft import Oft
 from otl.methods.targets import layers
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
-from tests.methods.kinds import KINDS, assert_same_layers, trained
+from tests.methods.kinds import KINDS, assert_same_layers, module_of, trained
 
 BOTH = {"denoiser": {}, "text_encoder": {}}
 KOHYA = (".lora_down.weight", ".lora_up.weight")
@@ -34,7 +35,7 @@ def source(sd15_folder):
 
 
 def resumed(folder, file, *, family=StableDiffusion, method=Lora, parts=BOTH, targets="file", **options):
-    module = family(str(folder))
+    module = module_of(family, folder)
     module.method = method(from_file=str(file), parts=parts, targets=targets, **options)
     module.configure_model()
     return module
@@ -202,11 +203,11 @@ def test_sdxl_in_both_spellings_of_the_unet(sdxl_folder, tmp_path, method, spell
     parts = {"denoiser": {}, "text_encoder": {}, "text_encoder_2": {}}
     source = trained(StableDiffusionXL, sdxl_folder, method(parts=parts))
     source.output_options = Output(dtype="fp32")
-    tensors = load_file(source.export(tmp_path / "final"))
+    tensors, header = read(source.export(tmp_path / "final"))
     if spelling == "diffusers":
         names = {f"lora_unet_{under(new)}": f"lora_unet_{under(path)}" for path, new in sgm(source).items()}
         tensors = {key.replace(*stem_of(key, names)): tensor for key, tensor in tensors.items()}
-    save_file(tensors, tmp_path / "other.safetensors")
+    save_file(tensors, tmp_path / "other.safetensors", header)
     again = resumed(
         sdxl_folder,
         tmp_path / "other.safetensors",
@@ -361,7 +362,7 @@ def test_a_tucker_lora_and_a_torn_file_are_refused(sd15_folder, tmp_path, source
 def test_no_two_layers_share_a_name(sdxl_folder):
     from otl.methods.continuing import owners
 
-    module = StableDiffusionXL(str(sdxl_folder))
+    module = module_of(StableDiffusionXL, sdxl_folder)
     module.configure_model()
     found = owners(module)
     names = sgm_unet_names(dict(module.part("unet").config), layers(module.part("unet")))
@@ -373,7 +374,7 @@ def test_no_two_layers_share_a_name(sdxl_folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_knows_the_file_s_layers_without_weights(sd15_folder, tmp_path, kind):
     source = trained(StableDiffusion, sd15_folder, KINDS[kind](targets="full"))
-    skeleton = StableDiffusion(str(sd15_folder))
+    skeleton = module_of(StableDiffusion, sd15_folder)
     skeleton.method = KINDS[kind](targets="file", from_file=str(source.export(tmp_path / "final")))
     skeleton.build_skeleton()
     shapes = [{name: p.shape for name, p in each.trained_parameters().items()} for each in (source, skeleton)]
