@@ -141,6 +141,5 @@ def assert_same_layers(module: DiffusionModule, other: DiffusionModule) -> None:
             x, _ = outputs(layer)
             with torch.no_grad():
                 a, b = layer.eval()(x), two[path].eval()(x)
-            torch.testing.assert_close(
-                b, a, rtol=1e-5, atol=5e-5 * a.abs().max().item(), msg=lambda why: f"{path}: {why}"
-            )
+            atol = 5e-5 * a.abs().max().item()
+            torch.testing.assert_close(b, a, rtol=1e-5, atol=atol, msg=lambda why, path=path: f"{path}: {why}")
