@@ -61,7 +61,8 @@ def keep_autocast(layer: nn.Module) -> None:
 
 def in_autocast_dtype(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     device = output.device.type
-    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
+    autocast = device != "meta" and torch.is_autocast_enabled(device)  # a plan's device knows none
+    return output.to(torch.get_autocast_dtype(device)) if autocast else output
 
 
 @singledispatch
