@@ -362,10 +362,6 @@ def test_the_adapter_of_a_meta_skeleton_has_the_parameters_of_the_real_one(sd15_
         shapes = [{n: p.shape for n, p in each.trained_parameters().items()} for each in (real, skeleton)]
         assert shapes[0] == shapes[1], kind
         assert {p.device.type for p in skeleton.trained_parameters().values()} == {"meta"}
-        with torch.device("meta"):
-            hidden, t = torch.zeros(2, 5, 32), torch.zeros(2, dtype=torch.long)
-            predicted = skeleton.part("unet").train().to("meta")(torch.zeros(2, 4, 16, 16), t, hidden).sample
-        predicted.mean().backward()  # as a plan measures it
 
 
 def test_training_moves_what_the_file_holds(sd15_folder, tmp_path):
