@@ -362,6 +362,10 @@ def test_the_adapter_of_a_meta_skeleton_has_the_parameters_of_the_real_one(sd15_
         shapes = [{n: p.shape for n, p in each.trained_parameters().items()} for each in (real, skeleton)]
         assert shapes[0] == shapes[1], kind
         assert {p.device.type for p in skeleton.trained_parameters().values()} == {"meta"}
+        unet = skeleton.part("unet").to("meta")
+        noisy, hidden = torch.zeros(2, 4, 16, 16, device="meta"), torch.zeros(2, 5, 32, device="meta")
+        t = torch.zeros(2, dtype=torch.long, device="meta")
+        unet(noisy, t, encoder_hidden_states=hidden).sample.mean().backward()  # as a plan measures it
 
 
 def test_training_moves_what_the_file_holds(sd15_folder, tmp_path):
