@@ -33,7 +33,7 @@ HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 SUPPLIED = {  # by group: the arguments that tasks/train.py and the modules give themselves
     "optimizer": {"params"},
     "scheduler": {"step", "total_steps"},
-    "task": {"settings", "cfg"},
+    "task": {"settings", "cfg", "folder"},
     "trainer": {
         "callbacks",
         "logger",

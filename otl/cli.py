@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
@@ -18,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from otl.check import report, require
@@ -28,7 +29,7 @@ from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
 
 CONFIG_NAME = "config"
-CALLED = re.compile(r"(model|method|optimizer|scheduler|trainer|logger|callbacks)\.[\w.]+=")
+CALLED = re.compile(r"(task|model|method|optimizer|scheduler|trainer|logger|callbacks)\.[\w.]+=")
 CONCEPT = re.compile(r"data\.concepts\.(?P<name>[\w-]+)\.(?P<field>\w+)=(?P<value>.*)", re.DOTALL)
 
 
@@ -63,7 +64,7 @@ def job(cfg: DictConfig) -> None:
         require(cfg)
         quiet_libraries()
         quiet_ranks()
-        hydra.utils.get_method(cfg.task._target_)(cfg)
+        hydra.utils.get_method(cfg.task._target_)(cfg, **options(cfg.task))
     except Exception as error:  # here, because Hydra adds a line of its own to what passes through it
         if isinstance(error, RunEnded):  # on all ranks alike
             if not speaks():
@@ -74,6 +75,12 @@ def job(cfg: DictConfig) -> None:
         if message is None:
             raise
         sys.exit(message_and_code(message))
+
+
+def options(task: DictConfig) -> dict[str, Any]:
+    """What a task is called with besides the settings: its own keys, as plain values."""
+    plain: Any = OmegaConf.to_container(task, resolve=True)
+    return {name: value for name, value in plain.items() if name != "_target_"}
 
 
 def message_and_code(message: str) -> int:

@@ -68,6 +68,7 @@ MISTAKES = [
     ("seed=one", "seed", "one", "a whole number"),
     ("resume=no/such.ckpt", "resume", "no/such.ckpt", "auto"),
     ("task=tarin", "task", "tarin", "did you mean train?"),
+    ("task.folder=runs/", "task.folder", "runs/", "leave it out"),
     ("experiment=no_such_preset", "experiment", "no_such_preset", ""),
     ("learning_rate=1e-4", "learning_rate", "0.0001", "did you mean optimizer.lr?"),
     ("train_batch_size=4", "train_batch_size", "given: 4", "did you mean data.batch_size?"),
@@ -228,8 +229,9 @@ TASKS = """
 import sys
 from hydra.core.hydra_config import HydraConfig
 from otl.config import SettingsError
-def show(cfg):
+def show(cfg, *, words: list[str] = (), times: int = 1):
     print("rank", cfg.method.rank, "lr", cfg.optimizer.lr, "torch" in sys.modules)
+    print(*words * times)
     open(HydraConfig.get().runtime.output_dir + "/done", "w").close()
 def refuse(cfg):
     raise SettingsError("photos/: no images in it")
@@ -248,8 +250,9 @@ def tasks(tmp_path: Path) -> tuple[Path, ...]:
 
 
 def test_a_run_calls_its_task_in_its_folder(tasks: tuple[Path, ...], tmp_path: Path) -> None:
-    done = run_otl("task=show", "optimizer.lr=1e-3", "hydra.run.dir=out", cwd=tmp_path, path=tasks)
-    assert done.out.strip() == "rank 16 lr 0.001 False"
+    line = ["task=show", "optimizer.lr=1e-3", "task.words=[a, b]", "task.times=2", "hydra.run.dir=out"]
+    done = run_otl(*line, cwd=tmp_path, path=tasks)
+    assert done.out.splitlines() == ["rank 16 lr 0.001 False", "a b a b"]
     assert (tmp_path / "out" / "done").is_file()
     assert (tmp_path / "out" / ".hydra" / "config.yaml").is_file()
 
