@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from otl.config import Data, Inpaint, MaskSource, PartialBatches, SettingsError
-from otl.datamodules import filling, masks
+from otl.datamodules import filling, masks, views
 from otl.datamodules.cache import Cache, content_hash, image_key, masked_key, prompt_key
 from otl.datamodules.captions import all_prompts
 from otl.datamodules.layout import Draw, Layout, Place, batches, layout
@@ -200,7 +200,7 @@ class BucketedDataModule(LightningDataModule):
             reading = pool.map(lambda pair: content_hash(pair[0].path), everything)
             hashes = list(progress(reading, "images compared with the cache", len(everything)) if progress else reading)
         return [
-            image_key(content, sample.size, place.scaled, place.crop, place.bucket, self.data.background, identity)
+            image_key(content, sample.size, views.plain(place), self.data.background, identity)
             for content, (sample, place) in zip(hashes, everything)
         ]
 
@@ -221,13 +221,13 @@ class BucketedDataModule(LightningDataModule):
     def _pictures(self, keys: list[str], *, masked: bool = False) -> list[filling.Picture]:
         """What each key of `_everything` stands for."""
         return [
-            filling.Picture(key, sample.path, place.bucket, self._hole(sample) if masked else None)
+            filling.Picture(key, sample.path, views.plain(place), self._hole(sample) if masked else None)
             for key, (sample, place) in zip(keys, self._everything())
         ]
 
     def _hole(self, sample: Sample) -> filling.Hole:
         assert self.inpaint is not None and sample.mask is not None
-        return filling.Hole(sample.mask, sample.size, self.inpaint.fill)
+        return filling.Hole(sample.mask, self.inpaint.fill)
 
 
 def report(problem: Problem) -> str:

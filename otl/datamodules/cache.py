@@ -9,6 +9,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 
 import safetensors.torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from otl.config import SettingsError
 from otl.datamodules import images
-from otl.types import Crop, Size
+from otl.datamodules.views import View
+from otl.types import Size
 
 LENGTH = struct.Struct("<Q")  # a safetensors file begins with the length of its header, bytes
 
@@ -73,19 +75,17 @@ class Cache:
         return [key for key in dict.fromkeys(keys) if not _whole(self.path(key))]
 
 
-def image_key(
-    content: str, original: Size, scaled: Size, crop: Crop, bucket: Size, background: str, identity: str
-) -> str:
+def image_key(content: str, original: Size, view: View, background: str, identity: str) -> str:
     """The key of an image's latents.
 
     Args:
         content: `content_hash` of the file.
-        original, scaled, crop, bucket: the geometry, pixels.
+        original: size of the file, upright, pixels.
+        view: what of the image is shown.
         background: colour under transparent pixels.
         identity: `Encoder.image_identity()`.
     """
-    geometry = [list(part) for part in (original, scaled, crop, bucket)]
-    return _key("image", images.VERSION, content, geometry, background, identity)
+    return _key("image", images.VERSION, content, original, astuple(view), background, identity)
 
 
 def masked_key(image: str, mask: str, version: int, fill: float) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from otl.datamodules import images, masks
 from otl.datamodules.cache import Cache
-from otl.types import Encoder, Progress, Size
+from otl.datamodules.views import View
+from otl.types import Encoder, Progress
 
 AHEAD = 3  # batches decoded while one is encoded
 THREADS = os.cpu_count() or 1
@@ -26,7 +27,6 @@ class Hole:
     """What of an image is hidden before it is encoded."""
 
     mask: Path
-    original: Size  # of the image
     fill: float  # value of the masked pixels, -1..1
 
 
@@ -36,15 +36,15 @@ class Picture:
 
     key: str
     path: Path
-    bucket: Size
+    view: View
     hole: Hole | None = None  # None: the whole image
 
     def pixels(self, background: str) -> Tensor:
         """[3, H, W] in -1..1."""
-        whole = images.pixels(self.path, self.bucket, background)[0]
+        whole = images.pixels(self.path, self.view, background)
         if self.hole is None:
             return whole
-        return masks.masked(whole, masks.read(self.hole.mask, self.hole.original, self.bucket), self.hole.fill)
+        return masks.masked(whole, masks.read(self.hole.mask, self.view), self.hole.fill)
 
 
 def fill_images(
@@ -110,7 +110,7 @@ def by_bucket(pictures: Iterable[Picture], batch_size: int) -> list[list[Picture
     """Batches of one size each."""
     buckets = defaultdict(list)
     for picture in pictures:
-        buckets[picture.bucket].append(picture)
+        buckets[picture.view.bucket].append(picture)
     return [group for members in buckets.values() for group in chunks(members, batch_size)]
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from otl.config import SettingsError
-from otl.datamodules import buckets
-from otl.types import Crop, Size
+from otl.datamodules.views import View
+from otl.types import Size
 
 VERSION = 1  # part of the cache's keys: raise it when the same file gives other pixels
 DRAFT_MARGIN = 1.5  # a JPEG is decoded at a reduced size that is still this many times the scaled size
@@ -66,42 +66,46 @@ def load(path: Path, background: str) -> Image.Image:
     Raises:
         SettingsError: the file cannot be read, or `background` is no colour.
     """
-    return _load(path, background, bucket=None)[0]
+    return _load(path, background, scaled=None)
 
 
-def pixels(path: Path, bucket: Size, background: str) -> tuple[Tensor, Crop]:
-    """The part of an image that fills its bucket.
-
-    Returns:
-        float32 [3, H, W] in -1..1, and the crop's place in the scaled image.
+def pixels(path: Path, view: View, background: str) -> Tensor:
+    """float32 [3, H, W] in -1..1: what the view shows of an image.
 
     Raises:
         SettingsError: as `load`.
     """
-    image, size = _load(path, background, bucket=bucket)
-    scaled, crop = buckets.fit(size, bucket)
-    levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    if levels.shape[2:] != scaled:
-        levels = functional.interpolate(levels, size=tuple(scaled), mode="bicubic", antialias=True)
-    cut = levels[0, :, crop.top : crop.top + bucket.h, crop.left : crop.left + bucket.w]
-    return cut.float().div_(127.5).sub_(1).contiguous(), crop
+    levels = torch.from_numpy(np.array(_load(path, background, scaled=view.scaled))).permute(2, 0, 1)[None]
+    return cut(levels, view, mode="bicubic").float().div_(127.5).sub_(1).contiguous()
 
 
-def _load(path: Path, background: str, *, bucket: Size | None) -> tuple[Image.Image, Size]:
-    """The image, perhaps at a reduced size that still serves the bucket, and its true size."""
+def cut(levels: Tensor, view: View, *, mode: str) -> Tensor:
+    """[1, C, any height, any width] of a whole image or mask, upright -> [C, H, W] of what the view shows.
+
+    Args:
+        mode: of the scaling, "bicubic" or "bilinear".
+    """
+    if levels.shape[2:] != view.scaled:
+        levels = functional.interpolate(levels, size=tuple(view.scaled), mode=mode, antialias=True)
+    (top, left), (h, w) = view.crop, view.bucket
+    return levels[0, :, top : top + h, left : left + w]
+
+
+def _load(path: Path, background: str, *, scaled: Size | None) -> Image.Image:
+    """The image, perhaps at a reduced size that still serves to scale it to the one given."""
     colour = _colour(background)
     try:
         with Image.open(path) as image:
             size, turn = upright_size(image), UPRIGHT.get(orientation(image))
-            if bucket is not None:
-                _draft(image, size, bucket)
+            if scaled is not None:
+                _draft(image, size, scaled)
             image.load()
             flat = _flat(_srgb(_eight_bit(image)), colour)
     except UNREADABLE as error:
         raise SettingsError(
             f"{path}: cannot be decoded ({error}); replace the file or move it out of the folder"
         ) from error
-    return (flat.transpose(turn) if turn is not None else flat), size
+    return flat.transpose(turn) if turn is not None else flat
 
 
 def _colour(background: str) -> tuple[int, ...]:
@@ -113,9 +117,8 @@ def _colour(background: str) -> tuple[int, ...]:
         ) from error
 
 
-def _draft(image: Image.Image, size: Size, bucket: Size) -> None:
+def _draft(image: Image.Image, size: Size, scaled: Size) -> None:
     """Let libjpeg decode at 1/2, 1/4 or 1/8, where that is much faster and still large enough."""
-    scaled, _ = buckets.fit(size, bucket)
     h, w = scaled if (image.height, image.width) == tuple(size) else (scaled.w, scaled.h)
     image.draft(None, (round(w * DRAFT_MARGIN), round(h * DRAFT_MARGIN)))
 

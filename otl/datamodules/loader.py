@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from otl import rng
 from otl.config import Inpaint, SettingsError
-from otl.datamodules import captions, images, masks
+from otl.datamodules import captions, images, masks, views
 from otl.datamodules.cache import Cache
 from otl.datamodules.layout import Draw, Place
+from otl.datamodules.views import View
 from otl.types import Batch, Cond, Sample
 
 VALIDATION = "validation"  # in the place of the epoch: validation is the same every time
@@ -99,7 +100,7 @@ class Bucketed(Dataset[Batch]):
         indices = [index for index, _ in draws]
         keys = torch.tensor([rng.key(self.seed, epoch, index, repeat) for index, repeat in draws])
         texts = [self.caption(index, int(key)) for index, key in zip(indices, keys)]
-        samples, places = [self.samples[index] for index in indices], [self.places[index] for index in indices]
+        samples, shown = [self.samples[index] for index in indices], [self.view(index) for index in indices]
         latents, masked = self.latents(indices), self.masked(indices)
         needs_pixels = latents is None or (self.inpaint is not None and self.hides and masked is None)
         # Validation draws noise of its own, for several timesteps.
@@ -109,15 +110,15 @@ class Bucketed(Dataset[Batch]):
             key=keys,
             captions=texts,
             original_size=torch.tensor([sample.size for sample in samples]),
-            crop=torch.tensor([place.crop for place in places]),
-            target_size=torch.tensor([place.bucket for place in places]),
+            crop=torch.tensor([view.crop for view in shown]),
+            target_size=torch.tensor([view.bucket for view in shown]),
             weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
-            pixels=self.pixels(indices) if needs_pixels else None,
+            pixels=self.pixels(samples, shown) if needs_pixels else None,
             latents=latents,
             cond=self.cond(texts),
             prior=torch.tensor([sample.prior for sample in samples]) if any(s.prior for s in samples) else None,
             noise=rng.normals(keys, tuple(latents.shape[1:]), "noise") if drawn else None,
-            mask=self.masks(indices, keys),
+            mask=self.masks(samples, shown, keys),
             masked=masked,
         )
 
@@ -127,21 +128,20 @@ class Bucketed(Dataset[Batch]):
             return ""
         return captions.choose(self.samples[index].captions, key)
 
-    def pixels(self, indices: list[int]) -> Tensor:
-        """[B, 3, H, W] in -1..1."""
-        return torch.stack(
-            [images.pixels(self.samples[i].path, self.places[i].bucket, self.background)[0] for i in indices]
-        )
+    def view(self, index: int) -> View:
+        """What of the image is shown this time."""
+        return views.plain(self.places[index])
 
-    def masks(self, indices: list[int], keys: Tensor) -> Tensor | None:
+    def pixels(self, samples: list[Sample], shown: list[View]) -> Tensor:
+        """[B, 3, H, W] in -1..1."""
+        return torch.stack([images.pixels(sample.path, view, self.background) for sample, view in zip(samples, shown)])
+
+    def masks(self, samples: list[Sample], shown: list[View], keys: Tensor) -> Tensor | None:
         """[B, 1, H, W] float32 of 0 and 1; another one every time where they are generated."""
         if self.inpaint is None:
             return None
         return torch.stack(
-            [
-                masks.mask(self.samples[index], self.places[index].bucket, int(key), self.inpaint)
-                for index, key in zip(indices, keys)
-            ]
+            [masks.mask(sample, view, int(key), self.inpaint) for sample, view, key in zip(samples, shown, keys)]
         )
 
     def latents(self, indices: list[int]) -> Tensor | None:

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from otl import rng
 from otl.config import Inpaint, MaskSource
-from otl.datamodules import buckets, images
+from otl.datamodules import images
+from otl.datamodules.views import View
 from otl.types import Problem, Sample, Size
 
 VERSION = 1  # part of the cache's keys: raise it when the same file gives another mask
@@ -97,32 +98,24 @@ def _unfit(sample: Sample) -> str | None:
     return f"{sample.mask}: {size} (height x width) does not have the shape of {sample.name}, {sample.size}"
 
 
-def mask(sample: Sample, bucket: Size, key: int, options: Inpaint) -> Tensor:
+def mask(sample: Sample, view: View, key: int, options: Inpaint) -> Tensor:
     """[1, H, W] float32 of 0 and 1: the sample's file, else generated.
 
     Args:
-        bucket: H and W.
+        view: of the image.
         key: of `rng.key`; the same one gives the same mask.
     """
-    return read(sample.mask, sample.size, bucket) if sample.mask is not None else generated(key, bucket, options)
+    return read(sample.mask, view) if sample.mask is not None else generated(key, view.bucket, options)
 
 
-def read(path: Path, original: Size, bucket: Size) -> Tensor:
-    """[1, H, W] float32 of 0 and 1: the part of a mask that lies over the image's part in its bucket.
-
-    Args:
-        path: of the mask.
-        original: size of the image.
-        bucket: H and W.
+def read(path: Path, view: View) -> Tensor:
+    """[1, H, W] float32 of 0 and 1: the part of a mask that lies over what the view shows of its image.
 
     Raises:
         SettingsError: the file cannot be read.
     """
     grey = torch.from_numpy(np.array(images.load(path, "black").convert("L")))[None, None].float()
-    scaled, crop = buckets.fit(original, bucket)
-    if grey.shape[2:] != scaled:
-        grey = functional.interpolate(grey, size=tuple(scaled), mode="bilinear", antialias=True)
-    return (grey[0, :, crop.top : crop.top + bucket.h, crop.left : crop.left + bucket.w] > 127.5).float()
+    return (images.cut(grey, view, mode="bilinear") > 127.5).float()
 
 
 def fits(mask: Size, image: Size) -> bool:

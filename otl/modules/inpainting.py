@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from otl import rng
 from otl.config import Inpaint, MaskResize, SampleOptions, SettingsError
-from otl.datamodules import images, masks
+from otl.datamodules import images, masks, views
 from otl.types import Batch, Cond, Sample, Size
 
 if TYPE_CHECKING:
@@ -199,7 +199,8 @@ def canvas(image: Path, mask: Path, size: Size, background: str) -> Canvas:
         SettingsError: a file is not there, cannot be read, or the mask has another shape than the picture.
     """
     original = checked_size(image, mask)
-    return Canvas(images.pixels(image, size, background)[0], masks.read(mask, original, size))
+    view = views.centred(original, size)
+    return Canvas(images.pixels(image, view, background), masks.read(mask, view))
 
 
 def checked_size(image: Path, mask: Path) -> Size:
@@ -222,8 +223,9 @@ def first_canvas(sample: Sample, size: Size, background: str, *, options: Inpain
     """A training picture with its own mask, or with one generated from the seed that leaves something to see."""
     forms = (options.boxes, options.brushes, options.ellipses)
     partial = dataclasses.replace(options, whole=0.0) if any(forms) else options
-    mask = masks.mask(sample, size, rng.key(seed, "sample mask"), partial)
-    return Canvas(images.pixels(sample.path, size, background)[0], mask)
+    view = views.centred(sample.size, size)
+    mask = masks.mask(sample, view, rng.key(seed, "sample mask"), partial)
+    return Canvas(images.pixels(sample.path, view, background), mask)
 
 
 def check_canvases(options: SampleOptions) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from otl.config import SettingsError
 from otl.datamodules.cache import Cache, content_hash, image_key, prompt_key
+from otl.datamodules.views import View
 from otl.types import Crop, Size
 
 KEY = "ab" + "0" * 38
@@ -13,9 +14,7 @@ ENTRY = {"hidden": torch.arange(12.0).reshape(3, 4), "pooled": torch.ones(2, dty
 GEOMETRY = {
     "content": "c",
     "original": Size(100, 200),
-    "scaled": Size(64, 128),
-    "crop": Crop(0, 8),
-    "bucket": Size(64, 112),
+    "view": View(Size(64, 112), Size(64, 128), Crop(0, 8)),
     "background": "white",
     "identity": "vae",
 }
@@ -88,9 +87,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     [
         ("content", "d"),
         ("original", Size(200, 100)),
-        ("scaled", Size(64, 129)),
-        ("crop", Crop(8, 0)),
-        ("bucket", Size(112, 64)),
+        ("view", View(Size(64, 112), Size(64, 129), Crop(0, 8))),
+        ("view", View(Size(64, 112), Size(64, 128), Crop(8, 0))),
+        ("view", View(Size(112, 64), Size(64, 128), Crop(0, 8))),
         ("background", "black"),
         ("identity", "vae bf16"),
     ],

@@ -7,6 +7,7 @@ from PIL import Image
 from otl import rng
 from otl.config import Inpaint, MaskSource, SettingsError
 from otl.datamodules import images, masks
+from otl.datamodules.views import centred
 from otl.types import Sample, Size
 from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture, same
 
@@ -94,8 +95,9 @@ def photo(tmp_path):
 
 @pytest.mark.parametrize("bucket", [Size(64, 64), Size(48, 112), Size(256, 256), Size(128, 48)])
 def test_a_mask_file_is_cut_as_its_image_is(photo, bucket):
-    shown = images.pixels(photo, bucket, "white")[0].mean(0, keepdim=True)
-    read = masks.read(photo, Size(130, 211), bucket)
+    view = centred(Size(130, 211), bucket)
+    shown = images.pixels(photo, view, "white").mean(0, keepdim=True)
+    read = masks.read(photo, view)
     clear = shown.abs() > 0.7  # between black and white the two ways of scaling may differ
     assert clear.float().mean() > 0.85
     assert torch.equal(read[clear], (shown[clear] > 0).float())
@@ -105,8 +107,8 @@ def test_a_mask_file_is_cut_as_its_image_is(photo, bucket):
 def test_a_smaller_mask_file_is_scaled_with_its_image(photo):
     small = photo.with_name("small.png")
     Image.open(photo).resize((422, 260), Image.Resampling.NEAREST).save(small)
-    bucket = Size(64, 96)
-    assert torch.equal(masks.read(small, Size(130, 211), bucket), masks.read(photo, Size(130, 211), bucket))
+    view = centred(Size(130, 211), Size(64, 96))
+    assert torch.equal(masks.read(small, view), masks.read(photo, view))
 
 
 def test_the_mask_of_an_image_that_lies_on_its_side_is_drawn_as_it_is_seen(tmp_path):
@@ -116,9 +118,9 @@ def test_the_mask_of_an_image_that_lies_on_its_side_is_drawn_as_it_is_seen(tmp_p
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "lying.png", exif=exif)
     upright.save(tmp_path / "lying-masklabel.png")
-    bucket = Size(96, 64)
-    shown = images.pixels(tmp_path / "lying.png", bucket, "white")[0].mean(0, keepdim=True)
-    assert torch.equal(masks.read(tmp_path / "lying-masklabel.png", Size(120, 80), bucket), (shown > 0).float())
+    view = centred(Size(120, 80), Size(96, 64))
+    shown = images.pixels(tmp_path / "lying.png", view, "white").mean(0, keepdim=True)
+    assert torch.equal(masks.read(tmp_path / "lying-masklabel.png", view), (shown > 0).float())
     assert shown[0, 0].min() > 0.9 and shown[0, -1].max() < -0.9
 
 
@@ -126,7 +128,7 @@ def test_what_is_transparent_in_a_mask_is_not_painted(tmp_path):
     image = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
     image.paste((255, 255, 255, 255), (0, 0, 16, 32))
     image.save(tmp_path / "m.png")
-    mask = masks.read(tmp_path / "m.png", Size(32, 32), Size(32, 32))
+    mask = masks.read(tmp_path / "m.png", centred(Size(32, 32), Size(32, 32)))
     assert mask[0, :, :16].all() and not mask[0, :, 16:].any()
 
 
@@ -156,10 +158,10 @@ def test_a_mask_has_its_image_s_aspect_ratio(mask, image, right):
 
 def test_a_file_comes_before_a_generated_mask(photo):
     sample = Sample(photo, Size(130, 211), [""], mask=photo)
-    bucket = Size(64, 64)
-    assert torch.equal(masks.mask(sample, bucket, 3, Inpaint()), masks.read(photo, sample.size, bucket))
+    view = centred(sample.size, Size(64, 64))
+    assert torch.equal(masks.mask(sample, view, 3, Inpaint()), masks.read(photo, view))
     bare = Sample(photo, Size(130, 211), [""])
-    assert torch.equal(masks.mask(bare, bucket, 3, Inpaint()), masks.generated(3, bucket, Inpaint()))
+    assert torch.equal(masks.mask(bare, view, 3, Inpaint()), masks.generated(3, view.bucket, Inpaint()))
 
 
 def test_masks_by_file_alone_need_one_for_every_image(photo):
@@ -179,7 +181,7 @@ def test_a_folder_of_masks_for_other_images_is_refused(photo):
 def test_a_mask_that_is_no_image_is_named(tmp_path):
     (tmp_path / "m.png").write_text("no")
     with pytest.raises(SettingsError, match=r"m\.png: cannot be decoded"):
-        masks.read(tmp_path / "m.png", Size(8, 8), Size(8, 8))
+        masks.read(tmp_path / "m.png", centred(Size(8, 8), Size(8, 8)))
 
 
 def test_masked_pixels_are_filled_and_the_others_stay():
@@ -274,15 +276,15 @@ def test_masks_that_never_change_are_cached_with_their_images(tmp_path):
     for batch in epoch(made, 0):
         assert batch.pixels is None
         whole = torch.stack(
-            [images.pixels(path / f"{int(i)}.png", batch_bucket(batch), "white")[0] for i in batch.index]
+            [images.pixels(path / f"{int(i)}.png", view(batch, row), "white") for row, i in enumerate(batch.index)]
         )
         hidden = masks.masked(whole, batch.mask, 0.5)
         assert torch.equal(batch.masked, torch.nn.functional.avg_pool2d(hidden, 4))
         assert 0.3 < batch.mask.mean() < 0.36
 
 
-def batch_bucket(batch):
-    return Size(*batch.target_size[0].tolist())
+def view(batch, row):
+    return centred(Size(*batch.original_size[row].tolist()), Size(*batch.target_size[row].tolist()))
 
 
 def test_what_of_the_masked_images_is_made_anew_when_something_changes(tmp_path):
