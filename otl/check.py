@@ -11,22 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from otl.config import Problem, SettingsError
 from otl.ranges import out_of_range
-from otl.registry import plugin_packages
 from otl.signatures import Signature, Type, Unknown, describe, fits, signature
 from otl.sources import NoSuchName
+from otl.trust import refused, secrets
 from otl.wording import as_number, joined, meant, nearest, show
 
-TRUSTED = (
-    "otl",
-    "torch",
-    "lightning",
-    "diffusers",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "pytorch_optimizer",
-    "hydra",
-)
 CALLED = ("task", "model", "method", "optimizer", "scheduler", "trainer", "logger")
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
@@ -85,8 +74,9 @@ def check(cfg: DictConfig) -> list[Problem]:
             name, value = next(iter(settings[group].items()))
             message = f"{show(value)} is given, but no {group} is chosen: choose one with {group}=NAME"
             problems.append(Problem(f"{group}.{name}", message))
-    refused = {problem.key for problem in problems}
-    return problems + [problem for problem in out_of_range(settings) if problem.key not in refused]
+    problems += secrets(settings)
+    known = {problem.key for problem in problems}
+    return problems + [problem for problem in out_of_range(settings) if problem.key not in known]
 
 
 def _plain(node: DictConfig | ListConfig, prefix: str, problems: list[Problem]) -> Any:
@@ -152,10 +142,8 @@ def _check_call(key: str, node: dict[str, Any]) -> list[Problem]:
     target = node["_target_"]
     if not isinstance(target, str):
         return [] if target is Unknown else [Problem(f"{key}._target_", f"{target!r} is not a dotted name")]
-    trusted = (*TRUSTED, *plugin_packages())
-    if target.partition(".")[0] not in trusted:
-        allowed = ", ".join(trusted)
-        return [Problem(f"{key}._target_", f"{target} is refused: only {allowed} and installed plugins are called")]
+    if refusal := refused(key, target):
+        return [refusal]
     try:
         accepted = signature(target)
     except NoSuchName as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -19,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from otl.check import report, require
@@ -27,6 +28,7 @@ from otl.config import RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import compose_settings, explain, explain_flags
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
+from otl.trust import WithoutTokens, hide, hydra_calls, known_tokens
 
 CONFIG_NAME = "config"
 CALLED = re.compile(r"(task|model|method|optimizer|scheduler|trainer|logger|callbacks)\.[\w.]+=")
@@ -64,6 +66,7 @@ def job(cfg: DictConfig) -> None:
         require(cfg)
         quiet_libraries()
         quiet_ranks()
+        hide_tokens()
         hydra.utils.get_method(cfg.task._target_)(cfg, **options(cfg.task))
     except Exception as error:  # here, because Hydra adds a line of its own to what passes through it
         if isinstance(error, RunEnded):  # on all ranks alike
@@ -83,9 +86,15 @@ def options(task: DictConfig) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name != "_target_"}
 
 
+def hide_tokens() -> None:
+    """No access token reaches the console or otl.log, whoever logs it."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(WithoutTokens())
+
+
 def message_and_code(message: str) -> int:
     """Print what is wrong; 2 is the exit code of a wrong command line."""
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{hide(message, known_tokens())}\n")
     return 2
 
 
@@ -136,8 +145,25 @@ def check_line(arguments: Sequence[str]) -> None:
     shows = line.help or line.hydra_help or line.cfg or line.info or line.shell_completion or line.experimental_rerun
     if shows:
         return
+    folder, name = config_path(arguments), line.config_name or CONFIG_NAME
     for overrides in jobs(line.overrides) if line.multirun else [line.overrides]:
-        require(compose_settings(overrides, name=line.config_name or CONFIG_NAME, extra=line.config_dir))
+        settings = compose_settings(overrides, name=name, extra=line.config_dir, folder=folder, hydra=True)
+        with open_dict(settings):
+            hydra_settings = settings.pop("hydra")
+        require(settings)
+        require_plain_hydra(hydra_settings)
+
+
+def require_plain_hydra(hydra_settings: DictConfig) -> None:
+    """Refuse what Hydra itself would call for these settings, before any task.
+
+    Raises:
+        SettingsError: lists every such call.
+    """
+    plain = OmegaConf.to_container(hydra_settings, resolve=False)
+    problems = list(hydra_calls(plain))  # type: ignore[arg-type]
+    if problems:
+        raise SettingsError(report(problems))
 
 
 def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:

@@ -91,17 +91,21 @@ CONCEPT = re.compile(r"(data\.concepts\.[^.]+)\.(\w+)")
 EXPECTED = ((BooleanNode, "true or false"), (IntegerNode, "a whole number"), (FloatNode, "a number"))
 
 
-def compose_settings(overrides: Sequence[str], *, name: str, extra: str | None = None) -> DictConfig:
+def compose_settings(
+    overrides: Sequence[str], *, name: str, extra: str | None = None, folder: str | None = None, hydra: bool = False
+) -> DictConfig:
     """The settings of one job.
 
     Args:
         overrides: as on the command line.
         name: of the primary config.
         extra: a further folder of configs, as in --config-dir.
+        folder: of the primary config; None: OTL's own.
+        hydra: whether Hydra's own settings are among them.
     """
     searched = [f"hydra.searchpath=[file://{Path(extra).absolute()}]"] if extra else []
-    with initialize_config_dir(str(conf_dir()), job_name="otl", version_base="1.3"):
-        return compose(name, [*overrides, *searched])
+    with initialize_config_dir(folder or str(conf_dir()), job_name="otl", version_base="1.3"):
+        return compose(name, [*overrides, *searched], return_hydra_config=hydra)
 
 
 def explain_flags(flags: Sequence[str]) -> Iterator[Problem]:

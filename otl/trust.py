@@ -1,0 +1,137 @@
+"""Which code the settings may call, and what they must not hold. Presets come from strangers. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from otl.config import Problem
+from otl.registry import plugin_packages
+from otl.wording import joined
+
+OPTIMIZERS = ("torch.optim", "bitsandbytes.optim", "pytorch_optimizer", "transformers.optimization", "otl.optimizers")
+TRAINER = (
+    "lightning.pytorch.Trainer",
+    "lightning.pytorch.accelerators",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.strategies",
+    "lightning.fabric.plugins",
+    "torch.distributed.fsdp",
+)
+# Group -> packages and names below which it may call. Not whole libraries: torch.hub.load would run a stranger's code.
+CALLABLE: dict[str, tuple[str, ...]] = {
+    "task": ("otl.tasks", "otl.tools"),
+    "model": ("otl.modules",),
+    "method": ("otl.methods",),
+    "optimizer": OPTIMIZERS,
+    "scheduler": ("otl.schedules",),
+    "data": ("otl.datamodules",),
+    "trainer": TRAINER,
+    "logger": ("lightning.pytorch.loggers",),
+    "callbacks": ("otl.callbacks", "lightning.pytorch.callbacks"),
+    "hydra": ("hydra._internal", "hydra.core", "hydra.experimental.callbacks", "hydra_plugins"),
+}
+LOGGING = ("logging", "rich.logging", "colorlog", "hydra")  # classes that Hydra's logging settings name
+LOGGING_KEYS = {"class", "()", "factory"}  # of logging.config.dictConfig: called with what stands beside them
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+CREDENTIALS = re.compile(r"://[^/\s:@]+:[^/\s@]+@")  # user:password in an address
+HIDDEN = "***"
+
+
+def refused(key: str, target: str) -> Problem | None:
+    """Why the settings may not call `target`, if they may not.
+
+    Args:
+        key: of the dict that names it, such as "optimizer" or "trainer.strategy".
+        target: dotted name.
+    """
+    packages = (*CALLABLE.get(key.partition(".")[0], ("otl",)), *plugin_packages())
+    if below(target, packages):
+        return None
+    allowed = ", ".join(packages)
+    message = f"{target} is refused: here only what is in {allowed} is called; other code belongs in a plugin package"
+    return Problem(f"{key}._target_", message)
+
+
+def below(name: str, packages: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of the packages or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def hydra_calls(hydra: dict[str, Any]) -> Iterator[Problem]:
+    """What of Hydra's own settings would call something strange: its callbacks run before any task.
+
+    Args:
+        hydra: the node `hydra` as plain dicts and lists.
+    """
+    for key, value in _leaves(hydra, "hydra"):
+        parent, _, name = key.rpartition(".")
+        if not isinstance(value, str):
+            continue
+        if name == "_target_":
+            yield from filter(None, [refused(parent, value)])
+        elif name in LOGGING_KEYS and "logging" in key and not below(value, LOGGING):
+            yield Problem(key, f"{value} is refused: here only what is in {', '.join(LOGGING)} is called")
+
+
+def secrets(settings: dict[str, Any]) -> Iterator[Problem]:
+    """Tokens and passwords among the settings: these are written into the run's folder and into files."""
+    known = known_tokens()
+    for key, value in _leaves(settings, ""):
+        if not isinstance(value, str):
+            continue
+        if HUB_TOKEN.search(value) or any(token in value for token in known):
+            message = "holds an access token, which would be written into the run's folder: leave it out"
+            yield Problem(key, f"{message}; the hub is asked with HF_TOKEN of the environment, or after hf auth login")
+        elif CREDENTIALS.search(value):
+            message = "holds a password, which would be written into the run's folder: leave it out"
+            yield Problem(key, f"{message}; give it by the environment or the configuration of the store's own library")
+
+
+def known_tokens() -> list[str]:
+    """The access tokens of this machine that are known: of the environment, and of the hub's own file."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    file = Path(os.environ.get("HF_TOKEN_PATH", home / "token"))
+    found = [os.environ.get(name, "") for name in TOKEN_VARIABLES]
+    if file.is_file():
+        found.append(file.read_text(encoding="utf-8", errors="replace"))
+    return [token.strip() for token in found if len(token.strip()) >= 8]
+
+
+class WithoutTokens(logging.Filter):
+    """Hides access tokens in what is logged: an error of a library may quote the address that it asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = known_tokens()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        hidden = hide(text, self.known)
+        if hidden != text:
+            record.msg, record.args = hidden, None
+        return True
+
+
+def hide(text: str, tokens: list[str]) -> str:
+    """The text with every token and password replaced by stars."""
+    for token in tokens:
+        text = text.replace(token, HIDDEN)
+    return CREDENTIALS.sub(f"://{HIDDEN}@", HUB_TOKEN.sub(HIDDEN, text))
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value, joined(key, name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{key}[{index}]")
+    else:
+        yield key, node
