@@ -92,12 +92,34 @@ class Training(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """`total` [2] is the sum of the losses and the number of images, of all ranks."""
         losses = self.losses(batch, u=rng.uniforms(batch.key.cpu(), "timestep"), stream="noise")
-        total = totalled(losses)
+        total, images = totalled(losses), len(losses)
         loss = losses.mean()
         if self.trainer.world_size > 1:  # whose batches may differ in size, and DDP takes the mean over ranks
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
-            loss = losses.sum() * self.trainer.world_size / total[1]
+            loss, images = losses.sum() * self.trainer.world_size / total[1], total[1]
+        if self.trainer.accumulate_grad_batches > 1:
+            loss = self.shared(loss, images)
         return {"loss": loss, "losses": losses.detach(), "images": len(losses), "total": total}
+
+    accumulated: Tensor | int = 0  # images whose gradients wait for the optimizer step
+
+    def shared(self, loss: Tensor, images: Tensor | int) -> Tensor:
+        """Make every image of an optimizer step count alike: the gradients are the mean over its images at any time.
+
+        Lightning takes the mean over batches, which may differ in size, and counts those that an epoch's end lacks.
+
+        Args:
+            loss: mean over the images of a batch.
+            images: how many they are, of all ranks.
+
+        Returns:
+            What Lightning is to divide by the number of batches.
+        """
+        before, self.accumulated = self.accumulated, self.accumulated + images
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, before / self.accumulated)
+        return loss * (self.trainer.accumulate_grad_batches * images / self.accumulated)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """All but what the random numbers follow from: the CPU draws them, and must not wait for the device."""
@@ -126,6 +148,7 @@ class Training(LightningModule):
         """The gradients are let go at once: Lightning would keep them through the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
+        self.accumulated = 0
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Done by `optimizer_step`."""
