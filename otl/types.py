@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -142,11 +142,32 @@ class Method(Protocol):
         ...
 
 
-@dataclass
+class File(Protocol):
+    """Of a dataset: a `Path`, or what has the same few methods and lies elsewhere. Read through these alone."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stem(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    def __str__(self) -> str: ...
+
+    def read_bytes(self) -> bytes: ...
+
+    def open(self, mode: str) -> IO[bytes]:
+        """To be read, mode "rb", a part at a time."""
+        ...
+
+
+@dataclass(slots=True)
 class Sample:
     """One image of the dataset as the scan found it: headers only, no pixels."""
 
-    path: Path
+    path: File
     size: Size  # upright: EXIF orientation applied
     captions: list[str]  # one is chosen each time; [""] where there is none
     concept: str = "data"
@@ -156,7 +177,7 @@ class Sample:
     prior: bool = False  # the target is what the model predicts without its adapters
     caption_missing: bool = False
     bytes: int = 0  # of the file
-    mask: Path | None = None  # a file whose white is to be painted: for inpainting models
+    mask: File | None = None  # a file whose white is to be painted: for inpainting models
 
     @property
     def name(self) -> str:

@@ -105,12 +105,6 @@ def prompt_key(prompt: str, identity: str) -> str:
     return _key("prompt", prompt, identity)
 
 
-def content_hash(path: Path) -> str:
-    """A hash of the file's bytes, 32 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def _key(*parts: object) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=20).hexdigest()
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageColor
+from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 from otl.config import SettingsError
 from otl.datamodules.views import View
-from otl.types import Size
+from otl.types import File, Size
 
 VERSION = 1  # part of the cache's keys: raise it when the same file gives other pixels
 DRAFT_MARGIN = 1.5  # a JPEG is decoded at a reduced size that is still this many times the scaled size
@@ -32,6 +31,11 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # Pillow raises
 
 
+def reason(error: Exception) -> str:
+    """What Pillow found wrong with a file, in words; its own name buffers."""
+    return "no image of a kind that is read" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1..8, from the header alone."""
     if image.format == "TIFF":
@@ -46,17 +50,17 @@ def upright_size(image: Image.Image) -> Size:
     return Size(*sides)
 
 
-def header_size(path: Path) -> Size:
+def header_size(path: File) -> Size:
     """The upright size of a file, from its header alone.
 
     Raises:
         One of UNREADABLE.
     """
-    with Image.open(path) as image:
+    with path.open("rb") as file, Image.open(file) as image:
         return upright_size(image)
 
 
-def load(path: Path, background: str) -> Image.Image:
+def load(path: File, background: str) -> Image.Image:
     """The image as RGB, upright, in sRGB, of an animation the first frame.
 
     Args:
@@ -69,7 +73,7 @@ def load(path: Path, background: str) -> Image.Image:
     return _load(path, background, scaled=None)
 
 
-def pixels(path: Path, view: View, background: str) -> Tensor:
+def pixels(path: File, view: View, background: str) -> Tensor:
     """float32 [3, H, W] in -1..1: what the view shows of an image.
 
     Raises:
@@ -91,11 +95,11 @@ def cut(levels: Tensor, view: View, *, mode: str) -> Tensor:
     return levels[0, :, top : top + h, left : left + w]
 
 
-def _load(path: Path, background: str, *, scaled: Size | None) -> Image.Image:
+def _load(path: File, background: str, *, scaled: Size | None) -> Image.Image:
     """The image, perhaps at a reduced size that still serves to scale it to the one given."""
     colour = _colour(background)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
             size, turn = upright_size(image), UPRIGHT.get(orientation(image))
             if scaled is not None:
                 _draft(image, size, scaled)
@@ -103,7 +107,7 @@ def _load(path: Path, background: str, *, scaled: Size | None) -> Image.Image:
             flat = _flat(_srgb(_eight_bit(image)), colour)
     except UNREADABLE as error:
         raise SettingsError(
-            f"{path}: cannot be decoded ({error}); replace the file or move it out of the folder"
+            f"{path}: cannot be decoded ({reason(error)}); replace the file or move it out of the folder"
         ) from error
     return flat.transpose(turn) if turn is not None else flat
 

@@ -92,7 +92,7 @@ def _unfit(sample: Sample) -> str | None:
     try:
         size = images.header_size(sample.mask)
     except images.UNREADABLE as error:
-        return f"{sample.mask}: {error}"
+        return f"{sample.mask}: {images.reason(error)}"
     if fits(size, sample.size):
         return None
     return f"{sample.mask}: {size} (height x width) does not have the shape of {sample.name}, {sample.size}"

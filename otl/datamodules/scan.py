@@ -18,8 +18,8 @@ from PIL import Image
 from otl import rng
 from otl.config import Broken, ConceptType, Data, Inpaint, Missing, SettingsError
 from otl.datamodules import masks
-from otl.datamodules.cache import content_hash
-from otl.datamodules.images import UNREADABLE, upright_size
+from otl.datamodules.files import content_hash
+from otl.datamodules.images import UNREADABLE, reason, upright_size
 from otl.types import Problem, Sample
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif")
@@ -205,7 +205,7 @@ def _read(path: Path, source: Source) -> Sample | Broke:
     except UnicodeDecodeError as error:
         return Broke(path, f"its caption {path.with_suffix('.txt').name} is not UTF-8 text ({error.reason})")
     except UNREADABLE as error:
-        return Broke(path, "it is empty" if path.stat().st_size == 0 else str(error))
+        return Broke(path, "it is empty" if path.stat().st_size == 0 else reason(error))
     missing = not captions and source.prompt is None
     return Sample(
         path,

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from otl.datamodules.bucketed import BucketedDataModule
-from otl.datamodules.cache import content_hash
+from otl.datamodules.files import content_hash
 from otl.tasks.run import plain
+from otl.types import File
 
 PACKAGES = (
     "otl",
@@ -56,7 +58,7 @@ def finish(record: dict[str, Any], folder: Path, *, outcome: str, step: int) -> 
     write(record | {"finished": now(), "outcome": outcome, "step": step, "files": hashes(files)}, folder)
 
 
-def hashes(files: list[Path]) -> dict[str, str]:
+def hashes(files: Sequence[File]) -> dict[str, str]:
     """File -> hash of its bytes."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(map(str, files), pool.map(content_hash, files), strict=True))

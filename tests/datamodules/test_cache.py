@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from otl.config import SettingsError
-from otl.datamodules.cache import Cache, content_hash, image_key, prompt_key
+from otl.datamodules.cache import Cache, image_key, prompt_key
 from otl.datamodules.views import View
 from otl.types import Crop, Size
 
@@ -101,12 +101,6 @@ def test_the_images_key_depends_on_every_part(part, other):
 def test_the_prompts_key_depends_on_the_caption_and_the_encoder():
     keys = {prompt_key("a", "clip"), prompt_key("b", "clip"), prompt_key("a", "t5"), prompt_key("", "aclip")}
     assert len(keys) == 4
-
-
-def test_the_content_decides_the_hash_and_not_the_name(tmp_path):
-    for name, content in {"a": b"1", "b": b"1", "c": b"2"}.items():
-        (tmp_path / name).write_bytes(content)
-    assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b") != content_hash(tmp_path / "c")
 
 
 def put_many(folder: Path) -> None:
