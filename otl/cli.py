@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -16,16 +17,20 @@ import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from otl import outcomes
 from otl.check import report, require
 from otl.config import RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import compose_settings, explain, explain_flags
+from otl.outcomes import Outcome
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
 from otl.trust import WithoutTokens, hide, hydra_calls, known_tokens
@@ -47,10 +52,11 @@ def main() -> None:
     """The whole command line; exits with 2 and a message where the person who typed it can mend it."""
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing its own message
-    arguments = sys.argv[1:] = spelled_out(sys.argv[1:])
     register()
     Plugins.instance().register(PluginConf)
+    arguments = sys.argv[1:]
     try:
+        arguments = sys.argv[1:] = spelled_out(arguments)
         check_line(arguments)
         hydra.main(config_path=config_path(arguments), config_name=CONFIG_NAME, version_base="1.3")(job)()
     except Exception as error:
@@ -62,12 +68,10 @@ def main() -> None:
 
 def job(cfg: DictConfig) -> None:
     """One run: of a sweep, or the only one."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN and speaks():
+        return one_of_many(cfg)
     try:
-        require(cfg)
-        quiet_libraries()
-        quiet_ranks()
-        hide_tokens()
-        hydra.utils.get_method(cfg.task._target_)(cfg, **options(cfg.task))
+        run(cfg)
     except Exception as error:  # here, because Hydra adds a line of its own to what passes through it
         if isinstance(error, RunEnded):  # on all ranks alike
             if not speaks():
@@ -78,6 +82,33 @@ def job(cfg: DictConfig) -> None:
         if message is None:
             raise
         sys.exit(message_and_code(message))
+
+
+def run(cfg: DictConfig) -> None:
+    """Check once more, and call the task."""
+    require(cfg)
+    quiet_libraries()
+    quiet_ranks()
+    hide_tokens()
+    hydra.utils.get_method(cfg.task._target_)(cfg, **options(cfg.task))
+
+
+def one_of_many(cfg: DictConfig) -> None:
+    """One job of a sweep: it may fail, and the next one runs all the same. A signal ends the whole sweep."""
+    running, started = HydraConfig.get(), time.monotonic()
+    outcome, message = "finished", ""
+    try:
+        run(cfg)
+    except Exception as error:
+        if isinstance(error, RunEnded) and error.exit_code > 128:
+            sys.stderr.write(f"{error}\nthe rest of the sweep was not started\n")
+            sys.exit(error.exit_code)
+        told = str(error) if isinstance(error, RunEnded) else refusal(error)
+        outcome, message = "failed" if refusal(error) is None else "refused", told or f"{type(error).__name__}: {error}"
+        logging.getLogger(__name__).error(told or traceback.format_exc())
+    line = list(running.overrides.task)
+    ended = Outcome(int(running.job.num), line, outcome, message, time.monotonic() - started)
+    outcomes.write(ended, Path(running.runtime.output_dir))
 
 
 def options(task: DictConfig) -> dict[str, Any]:
@@ -104,9 +135,27 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     flags = [text for text in arguments if text not in settings]
     concepts = [found for found in map(CONCEPT.fullmatch, settings) if found]
     if {"-m", "--multirun"} & set(flags):  # Hydra's sweeper keeps one setting of a name
+        settings = [queued(text, flags) for text in settings]
         settings = [text for text in settings if not CONCEPT.fullmatch(text)]
         return flags + [_spelled_out(text) for text in settings] + ([merged(concepts)] if concepts else [])
     return flags + [_spelled_out(text) for text in settings]
+
+
+def queued(setting: str, flags: list[str]) -> str:
+    """`experiment=FOLDER/` as the list of the presets in that folder; any other setting as it is.
+
+    Raises:
+        SettingsError: there are none.
+    """
+    found = re.fullmatch(r"\+?experiment=(.+)/", setting)
+    if found is None:
+        return setting
+    own = get_args_parser().parse_known_args(flags)[0].config_dir
+    folders = [Path(parent, "experiment", found[1]) for parent in (own, conf_dir()) if parent]
+    presets = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    if not presets:
+        raise SettingsError(f"experiment: {found[1]}/ holds no presets: looked for .yaml files in {folders[0]}")
+    return "experiment=" + ",".join(f"{found[1]}/{name}" for name in presets)
 
 
 def _spelled_out(setting: str) -> str:

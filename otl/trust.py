@@ -34,7 +34,7 @@ CALLABLE: dict[str, tuple[str, ...]] = {
     "trainer": TRAINER,
     "logger": ("lightning.pytorch.loggers",),
     "callbacks": ("otl.callbacks", "lightning.pytorch.callbacks"),
-    "hydra": ("hydra._internal", "hydra.core", "hydra.experimental.callbacks", "hydra_plugins"),
+    "hydra": ("otl.outcomes", "hydra._internal", "hydra.core", "hydra.experimental.callbacks", "hydra_plugins"),
 }
 LOGGING = ("logging", "rich.logging", "colorlog", "hydra")  # classes that Hydra's logging settings name
 LOGGING_KEYS = {"class", "()", "factory"}  # of logging.config.dictConfig: called with what stands beside them

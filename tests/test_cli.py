@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from otl import cli
+from otl import cli, outcomes
 from otl.check import check
 from otl.mistakes import compose_settings
 from tests.commands import ROOT, Result, listed, run_otl, run_process, write_plugin
@@ -228,7 +228,7 @@ def test_the_completion_of_the_script_installs(tmp_path: Path) -> None:
 TASKS = """
 import sys
 from hydra.core.hydra_config import HydraConfig
-from otl.config import SettingsError
+from otl.config import RunEnded, SettingsError
 def show(cfg, *, words: list[str] = (), times: int = 1):
     print("rank", cfg.method.rank, "lr", cfg.optimizer.lr, "torch" in sys.modules)
     print(*words * times)
@@ -237,13 +237,24 @@ def refuse(cfg):
     raise SettingsError("photos/: no images in it")
 def fail(cfg):
     cfg.no_such_setting
+def some(cfg):
+    if cfg.method.rank == 8:
+        raise SettingsError("photos/: no images in it")
+    if cfg.method.rank == 9:
+        raise MemoryError("no room")
+    if cfg.method.rank == 10:
+        raise Interrupted("stopped by SIGINT")
+    show(cfg)
+class Interrupted(RunEnded):
+    exit_code = 130
 """
 
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> tuple[Path, ...]:
-    """A plugin with three tasks."""
-    files = {f"conf/task/{name}.yaml": f"_target_: otl_toy.tasks.{name}\n" for name in ("show", "refuse", "fail")}
+    """A plugin with tasks."""
+    names = ("show", "refuse", "fail", "some")
+    files = {f"conf/task/{name}.yaml": f"_target_: otl_toy.tasks.{name}\n" for name in names}
     return ROOT, write_plugin(
         tmp_path / "site", "otl_toy", models="toy = otl_toy.m:M", files={"tasks.py": TASKS} | files
     )
@@ -262,6 +273,49 @@ def test_each_job_of_a_sweep_has_its_own_folder(tasks: tuple[Path, ...], tmp_pat
     done = run_otl(*line, cwd=tmp_path, path=tasks)
     assert done.out.count("rank 8 lr 0.0001") == 1
     assert len(list((tmp_path / "out").glob("*/done"))) == 4
+
+
+def test_a_sweep_goes_on_when_a_job_fails_and_ends_with_all_outcomes(tasks: tuple[Path, ...], tmp_path: Path) -> None:
+    line = ["task=some", "method.rank=8,9,11", "--multirun", "hydra.sweep.dir=out"]
+    done = run_otl(*line, cwd=tmp_path, path=tasks)
+    assert done.code == 1
+    assert "rank 11" in done.out
+    assert "1 of 3 jobs finished" in done.out
+    ended = [outcome for _, outcome in outcomes.read(tmp_path / "out")]
+    assert [outcome.outcome for outcome in ended] == ["refused", "failed", "finished"]
+    assert [outcome.message for outcome in ended] == ["photos/: no images in it", "MemoryError: no room", ""]
+    assert ended[1].line == ["task=some", "++method.rank=9"]
+    assert "Traceback" in (tmp_path / "out" / "1" / "otl.log").read_text()
+
+
+def test_a_folder_of_presets_is_a_queue(tasks: tuple[Path, ...], tmp_path: Path) -> None:
+    (tmp_path / "my" / "experiment" / "night").mkdir(parents=True)
+    for name, rank in (("first", 11), ("second", 12)):
+        preset = f"# @package _global_\nmethod:\n  rank: {rank}\n"
+        (tmp_path / "my" / "experiment" / "night" / f"{name}.yaml").write_text(preset)
+    line = ["--config-dir", "my", "-m", "task=some", "experiment=night/", "hydra.sweep.dir=out"]
+    done = run_otl(*line, cwd=tmp_path, path=tasks)
+    assert done.code == 0, done.err
+    assert done.out.index("rank 11") < done.out.index("rank 12")
+    assert "2 of 2 jobs finished" in done.out
+
+
+def test_a_folder_without_presets_is_refused(typed: Callable[..., Result], tmp_path: Path) -> None:
+    done = typed("-m", "experiment=no/such/", f"data.path={tmp_path}")
+    assert done.code == 2
+    assert done.err.startswith("experiment: no/such/ holds no presets")
+
+
+def test_a_sweep_of_nothing_is_refused(tmp_path: Path) -> None:
+    done = run_otl("-m", "experiment=glob(nothing*)", f"data.path={tmp_path}", cwd=tmp_path)
+    assert done.code == 2
+    assert "the sweep has no jobs" in done.err
+
+
+def test_a_signal_ends_the_whole_sweep(tasks: tuple[Path, ...], tmp_path: Path) -> None:
+    done = run_otl("task=some", "method.rank=10,11", "-m", "hydra.sweep.dir=out", cwd=tmp_path, path=tasks)
+    assert done.code == 130
+    assert "rank 11" not in done.out
 
 
 def test_a_task_that_refuses_is_a_message(tasks: tuple[Path, ...], tmp_path: Path) -> None:

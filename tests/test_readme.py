@@ -54,8 +54,9 @@ def test_a_line_composes_and_passes_the_check(line: str, tmp_path: Path, monkeyp
     if "--config-dir" in line:
         preset = tmp_path / "my" / "experiment" / "portrait.yaml"
         assert preset.relative_to(tmp_path).as_posix() in README
-        preset.parent.mkdir()
-        preset.write_text(README.split("```yaml\n", 1)[1].split("```", 1)[0])
+        (preset.parent / "night").mkdir(parents=True)
+        for path in (preset, preset.parent / "night" / "first.yaml"):
+            path.write_text(README.split("```yaml\n", 1)[1].split("```", 1)[0])
     check_line(spelled_out(shlex.split(line)))
 
 
