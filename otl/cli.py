@@ -37,7 +37,7 @@ from otl.trust import WithoutTokens, hide, hydra_calls, known_tokens
 
 CONFIG_NAME = "config"
 CALLED = re.compile(r"(task|model|method|optimizer|scheduler|trainer|logger|callbacks)\.[\w.]+=")
-CONCEPT = re.compile(r"data\.concepts\.(?P<name>[\w-]+)\.(?P<field>\w+)=(?P<value>.*)", re.DOTALL)
+CONCEPT = re.compile(r"data\.concepts\.(?P<name>[\w-]+)\.(?P<field>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
 
 class PluginConf(SearchPathPlugin):
@@ -168,12 +168,44 @@ def _spelled_out(setting: str) -> str:
 
 
 def merged(concepts: Sequence[re.Match[str]]) -> str:
-    """One setting for all: Hydra cannot add a field to a concept that does not exist yet, but it can merge one."""
-    fields: dict[str, dict[str, str]] = {}
-    for concept in concepts:
-        fields.setdefault(concept["name"], {})[concept["field"]] = concept["value"]
-    inside = [f"{name}: {{{', '.join(f'{k}: {v}' for k, v in own.items())}}}" for name, own in fields.items()]
-    return f"++data.concepts={{{', '.join(inside)}}}"
+    """One setting for all: Hydra cannot add a field to a concept that does not exist yet, but it can merge one.
+
+    Values to sweep over become a sweep over all of it.
+
+    Raises:
+        SettingsError: a group of fields is given whole and in parts.
+    """
+    together = product(*(_swept(concept["value"]) for concept in concepts))
+    names = [[concept["name"], *concept["field"].split(".")] for concept in concepts]
+    return "++data.concepts=" + ",".join(_braced(_nested(names, values)) for values in together)
+
+
+def _swept(value: str) -> list[str]:
+    """The values of a sweep, each as it was typed; of anything else the one."""
+    try:
+        override = OverridesParser.create().parse_override(f"value={value}")
+    except HydraException:
+        return [value]  # its mistake is explained where everything is composed
+    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [value]
+
+
+def _nested(names: Sequence[Sequence[str]], values: Sequence[str]) -> dict[str, Any]:
+    """Names in parts and their values -> as deep as the names."""
+    found: dict[str, Any] = {}
+    for (*groups, field), value in zip(names, values):
+        node = found
+        for group in groups:
+            node = node.setdefault(group, {})
+            if isinstance(node, str):
+                name = ".".join(["data.concepts", *groups])
+                raise SettingsError(f"{name}: given whole and in parts ({name}.{field}={value}): give one of them")
+        node[field] = value
+    return found
+
+
+def _braced(node: dict[str, Any] | str) -> str:
+    """As Hydra writes a mapping."""
+    return node if isinstance(node, str) else f"{{{', '.join(f'{key}: {_braced(node[key])}' for key in node)}}}"
 
 
 def config_path(arguments: Sequence[str]) -> str:

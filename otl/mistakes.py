@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ ALIASES = {  # what kohya, OneTrainer and diffusers call it
     "validation_prompt": "sample.prompts",
     "warmup_steps": "scheduler.warmup",
 }
-CONCEPT = re.compile(r"(data\.concepts\.[^.]+)\.(\w+)")
+CONCEPT = re.compile(r"(data\.concepts\.[^.]+)\.([\w.]+)")
 EXPECTED = ((BooleanNode, "true or false"), (IntegerNode, "a whole number"), (FloatNode, "a number"))
 
 
@@ -219,7 +218,7 @@ def _unknown_key(key: str, value: str, settings: DictConfig, cause: BaseExceptio
     names = _names(settings)
     concept = CONCEPT.fullmatch(key)
     if concept:  # of one that is not there yet
-        names += [concept[1], *(f"{concept[1]}.{field.name}" for field in fields(Concept))]
+        names += [concept[1], *_walk(OmegaConf.structured(Concept), concept[1])]
     close = meant_key(key, names)
     hint = f"; did you mean {close}?" if close else ""
     parent = key.rpartition(".")[0]

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from otl import cli, outcomes
 from otl.check import check
+from otl.config import SettingsError
 from otl.mistakes import compose_settings
 from tests.commands import ROOT, Result, listed, run_otl, run_process, write_plugin
 
@@ -51,6 +53,7 @@ MISTAKES = [
         "did you mean data.concepts.dogs.repeats",
     ),
     ("data.concepts.dogs.repeats=2", "data.concepts.dogs.path", "must be given", "data.concepts.dogs.path=..."),
+    ("data.concepts.dogs.prompt.x=2", "data.concepts.dogs.prompt", "{'x': 2}", ""),
     ("data.path=no/such/folder", "data.path", "no/such/folder", "does not exist"),
     ("loss.type=hubert", "loss.type", "hubert", "did you mean huber?"),
     ("loss.gamma=0", "loss.gamma", "0", "above 0"),
@@ -174,6 +177,26 @@ def test_a_sweep_keeps_every_field_of_every_concept() -> None:
     assert rest == ["--multirun", "seed=1,2"]
     composed = compose_settings([concepts], name="config").data.concepts
     assert (composed.a.path, composed.a.repeats, composed.b.path) == ("x", 2, "y")
+
+
+def test_fields_of_concepts_are_swept_over() -> None:
+    fields = ["data.concepts.a.path=x", "data.concepts.a.repeats=2,3", "data.concepts.a.prompt='one, two'"]
+    *_, concepts = cli.spelled_out(["--multirun", *fields])
+    composed = [compose_settings(job, name="config").data.concepts.a for job in cli.jobs([concepts])]
+    assert [(one.path, one.repeats, one.prompt) for one in composed] == [("x", 2, "one, two"), ("x", 3, "one, two")]
+
+
+@pytest.mark.parametrize("flags", [[], ["--multirun"]])
+def test_groups_of_fields_of_concepts_are_as_deep_as_their_names(flags: list[str]) -> None:
+    fields = ["data.concepts.a.b.c=1", "data.concepts.a.b.d.e=2", "data.concepts.a.b.d.f='x, y'"]
+    overrides = OverridesParser.create().parse_overrides(cli.spelled_out([*flags, *fields])[len(flags) :])
+    merged = OmegaConf.merge(*(OmegaConf.create(override.value()) for override in overrides))
+    assert merged == {"a": {"b": {"c": 1, "d": {"e": 2, "f": "x, y"}}}}
+
+
+def test_in_a_sweep_a_group_of_fields_is_not_given_whole_and_in_parts() -> None:
+    with pytest.raises(SettingsError, match=r"data\.concepts\.a\.b: given whole and in parts"):
+        cli.spelled_out(["--multirun", "data.concepts.a.b={c: 1}", "data.concepts.a.b.d=2"])
 
 
 @pytest.mark.parametrize("line", ["optimizer.lrr=1", "optimzer.lr=1", "model=sdxxl", "data.batch_size=0", "seed=x"])
