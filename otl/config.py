@@ -247,7 +247,7 @@ class SampleOptions:
     negative_prompt: str = ""
     seeds: list[int] = field(default_factory=lambda: [0])  # one picture for each prompt and seed
     steps: int = 25  # denoising steps
-    guidance: float = 7.0  # classifier-free guidance scale; 1 is none
+    guidance: Optional[float] = None  # classifier-free guidance scale, 1 is none; null: the family's usual
     height: Optional[int] = None  # pixels; null: data.resolution
     width: Optional[int] = None  # pixels; null: data.resolution
     batch_size: int = 4  # pictures drawn at once

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ class Sampling(Callback):
 
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
         self._drawn_step = step = trainer.global_step
-        options = module.sample_options
+        options = with_guidance(module.sample_options, module)
         if not trainer.is_global_zero or not options.prompts:
             return
         size = Size(options.height or module.data_resolution, options.width or module.data_resolution)
@@ -108,6 +109,11 @@ class Sampling(Callback):
                         pixels = numpy.asarray(picture.convert("RGB"))
                         logger.experiment.add_image(f"samples/{name}", pixels, step, dataformats="HWC")
         log.info(f"step {step}: {len(pictures)} pictures in {module.run_dir / FOLDER / stem(step)}")
+
+
+def with_guidance(options: SampleOptions, module: DiffusionModule) -> SampleOptions:
+    """The settings as they are drawn with: the guidance is the family's where they have none."""
+    return options if options.guidance is not None else replace(options, guidance=module.guidance)
 
 
 def canvases_of(trainer: Trainer, module: DiffusionModule, size: Size) -> list[inpainting.Canvas] | None:

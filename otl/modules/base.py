@@ -48,6 +48,7 @@ class DiffusionModule(Networks, Training):
     encodes_ahead: ClassVar[bool] = False  # whether the text encoders are too large to lie beside the denoiser
     resolution: int  # pixels per side that the published weights were trained at
     bucket_step: ClassVar[int]  # sides of buckets are multiples of it, pixels
+    guidance: ClassVar[float]  # classifier-free guidance scale that pictures are usually drawn with; 1 is none
     config_name: str  # folder under otl/assets/configs
     file_keys: ClassVar[tuple[str, ...]] = ()  # keys by which a single-file checkpoint is known
     foreign_keys: ClassVar[tuple[str, ...]] = ()  # keys by which one of a related family is known
@@ -228,7 +229,7 @@ class DiffusionModule(Networks, Training):
         *,
         negative_prompt: str = "",
         steps: int = 25,
-        guidance: float = 7.0,
+        guidance: float | None = None,
         size: Size | None = None,
         batch_size: int = 4,
         canvases: list[inpainting.Canvas] | None = None,
@@ -236,6 +237,7 @@ class DiffusionModule(Networks, Training):
         """One picture for each pair of prompt and seed, by the stock pipeline. The same on every call.
 
         Args:
+            guidance: None: the family's usual.
             canvases: what an inpainting model paints in, one for each pair; None: all of an empty picture.
         """
         return drawing.draw(
@@ -244,7 +246,7 @@ class DiffusionModule(Networks, Training):
             seeds,
             negative_prompt=negative_prompt,
             steps=steps,
-            guidance=guidance,
+            guidance=self.guidance if guidance is None else guidance,
             size=size or Size(self.data_resolution, self.data_resolution),
             batch_size=batch_size,
             canvases=canvases,

@@ -51,6 +51,7 @@ class CascadedModule(DiffusionModule):
     image_encoder = "effnet"
     resolution = 1024
     bucket_step = 128  # three quarters of it are 3 latents
+    guidance = 4.0
     prior_class: ClassVar[Any]
     text_class: ClassVar[Any]
     decoder_class: ClassVar[Any]  # the stock pipeline of the decoders

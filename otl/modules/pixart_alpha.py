@@ -52,6 +52,7 @@ class PixArtAlpha(DiffusionModule):
     encodes_ahead = True  # T5-XXL: 4.8 thousand million parameters beside 0.6
     resolution = 1024
     bucket_step = 16
+    guidance = 4.5
     config_name = "pixart_alpha_1024"
     lora_targets = {"transformer": TRANSFORMER_TARGETS, "text_encoder": T5_TARGETS}
     kohya_prefixes = {"transformer": "transformer.", "text_encoder": "lora_te1"}  # as ComfyUI reads them

@@ -29,6 +29,7 @@ class StableDiffusion(DiffusionModule):
     denoiser = "unet"
     resolution = 512
     bucket_step = 8
+    guidance = 7.5
     config_name = "sd15"
     file_keys = ("model.diffusion_model.output_blocks.11.0.skip_connection.weight",)
     foreign_keys = ("cond_stage_model.model.transformer.resblocks.22.ln_1.weight",)

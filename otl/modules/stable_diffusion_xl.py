@@ -28,6 +28,7 @@ class StableDiffusionXL(DiffusionModule):
     text_encoders = ("text_encoder", "text_encoder_2")
     resolution = 1024
     bucket_step = 64
+    guidance = 5.0
     config_name = "sdxl"
     file_keys = ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",)
     writes_file = True

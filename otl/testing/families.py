@@ -37,7 +37,7 @@ Factory = Callable[[], DiffusionModule]
 """A new module each time, nothing loaded, with the smallest checkpoint there is."""
 
 DECLARED = (
-    *("part_names", "denoiser", "resolution", "bucket_step", "lora_targets", "kohya_prefixes"),
+    *("part_names", "denoiser", "resolution", "bucket_step", "guidance", "lora_targets", "kohya_prefixes"),
     *("architecture", "base_model_version"),
 )
 ADAPTERS: dict[str, Callable[..., Adapter]] = {

@@ -67,6 +67,7 @@ class TinyModule(LightningModule):
     """A linear layer that learns to give back its input, with dropout: it needs torch's global generator."""
 
     inpaints = False
+    guidance = 6.0
 
     def __init__(self, run_dir: Path, total_steps: int, *, lr: float = 0.05, poisoned: int | None = None) -> None:
         super().__init__()

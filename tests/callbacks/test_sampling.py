@@ -45,7 +45,7 @@ def test_the_call_is_kept_beside_the_pictures(run: Run, tmp_path: Path) -> None:
     run(Sampling(every=None), steps=1, change=prompts)
     call = json.loads((tmp_path / "run/samples/step-000001.json").read_text())
     assert {k: call[k] for k in ("steps", "guidance", "height", "width")} == {
-        "steps": 25, "guidance": 7.0, "height": 8, "width": 8,
+        "steps": 25, "guidance": 6.0, "height": 8, "width": 8,
     }  # fmt: skip
     assert [(p["prompt"], p["seed"]) for p in call["pictures"]] == [(p, s) for p in PROMPTS for s in (0, 5, 7)]
     seed_five = Image.open(tmp_path / "run/samples" / call["pictures"][1]["file"])

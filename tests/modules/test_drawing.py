@@ -1,14 +1,20 @@
 """Text encoders are let go and come back; drawing does not notice."""
 
+import inspect
 import json
 
+import diffusers
 import pytest
 import torch
 
 from otl.config import SettingsError
 from otl.modules import drawing
+from otl.modules.pixart_alpha import PixArtAlpha
+from otl.modules.stable_cascade import StableCascade
 from otl.modules.stable_diffusion import StableDiffusion
+from otl.modules.stable_diffusion_2 import StableDiffusion2
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
+from otl.modules.wuerstchen import Wuerstchen
 
 
 @pytest.fixture(params=["sd15", "sdxl"])
@@ -96,3 +102,25 @@ def test_prompt_identity_does_not_depend_on_what_was_encoded_before(module):
     before = module.prompt_identity()
     module.encode_prompt(["a cat", "a dog that is fed"])
     assert module.prompt_identity() == before
+
+
+def test_without_a_guidance_the_family_s_own_draws(module):
+    def picture(**options):
+        return module.draw(["a cat"], [3], steps=2, **options)[0].tobytes()
+
+    assert picture() == picture(guidance=module.guidance) != picture(guidance=1.0)
+
+
+@pytest.mark.parametrize(
+    ("family", "pipeline", "name"),
+    [
+        (StableDiffusion, diffusers.StableDiffusionPipeline, "guidance_scale"),
+        (StableDiffusion2, diffusers.StableDiffusionPipeline, "guidance_scale"),
+        (StableDiffusionXL, diffusers.StableDiffusionXLPipeline, "guidance_scale"),
+        (PixArtAlpha, diffusers.PixArtAlphaPipeline, "guidance_scale"),
+        (Wuerstchen, diffusers.WuerstchenCombinedPipeline, "prior_guidance_scale"),
+        (StableCascade, diffusers.StableCascadePriorPipeline, "guidance_scale"),
+    ],
+)
+def test_a_family_s_guidance_is_the_published_pipeline_s(family, pipeline, name):
+    assert family.guidance == inspect.signature(pipeline.__call__).parameters[name].default

@@ -59,6 +59,7 @@ class Example(DiffusionModule):
     text_encoders = ("text_encoder",)
     resolution = 64
     bucket_step = 8
+    guidance = 2.0
     lora_targets = {
         "transformer": {"attn-mlp": [r"to_", r"mlp\."], "attn-only": [r"to_"], "full": [r""]},
         "text_encoder": {"attn-mlp": [r"proj"], "attn-only": [r"proj"], "full": [r"proj"]},  # its only layer
