@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 PACKAGE = Path(__file__).resolve().parent
+Options = TypeVar("Options")
 
 
 class SettingsError(ValueError):
@@ -68,7 +69,19 @@ class Missing(Enum):
     """What happens to an image without a caption."""
 
     error = "error"
-    allow = "allow"  # trained with the empty caption, and reported
+    warn = "warn"  # trained with the empty caption, and named in a warning
+    skip = "skip"  # left out, and named in a warning
+    allow = "allow"  # trained with the empty caption, and counted
+
+
+class CaptionSource(Enum):
+    """Where an image's captions may come from."""
+
+    manifest = "manifest"  # what a manifest or table says beside the image's path
+    file = "file"  # a text file beside it, one caption a line
+    json = "json"  # a JSON file beside it
+    name = "name"  # its own name
+    prompt = "prompt"  # the concept's prompt, one caption a line
 
 
 class Broken(Enum):
@@ -144,13 +157,48 @@ class CheckpointFormat(Enum):
 
 
 @dataclass
+class CaptionOptions:
+    """Where captions come from. docs/data.md has examples."""
+
+    sources: list[CaptionSource] = field(  # the first that has a caption counts: manifest, file, json, name, prompt
+        default_factory=lambda: [CaptionSource.manifest, CaptionSource.file, CaptionSource.prompt]
+    )
+    suffix: str = ".txt"  # of the text file, behind the image's name without or with its own suffix
+    json_suffix: str = ".json"  # of the JSON file, likewise
+    json_keys: list[str] = field(default_factory=lambda: ["caption", "tags"])  # joined; a.b is the b inside of a
+    json_separator: str = ""  # between the tags in a string, such as " " in booru's; empty: the string as it is
+    name_spaces: bool = True  # underscores in the image's name become spaces
+    name_cut_numbers: bool = True  # numbers at the end of the image's name are cut off
+    separator: str = ","  # between the tags of a caption
+
+
+def overridable(kind: type) -> type:
+    """The same fields, each null where it is not given."""
+    optional: list[Any] = [(name, Optional[hint], None) for name, hint in get_type_hints(kind).items()]
+    return make_dataclass(f"Own{kind.__name__}", optional, namespace={"__module__": __name__})
+
+
+def overridden(common: Options, own: Any) -> Options:
+    """`common` with what `own`, its `overridable` form, gives."""
+    given = {each.name: getattr(own, each.name) for each in fields(own)}
+    return replace(common, **{name: value for name, value in given.items() if value is not None})  # type: ignore[type-var]
+
+
+if TYPE_CHECKING:
+    OwnCaptionOptions = CaptionOptions
+else:
+    OwnCaptionOptions = overridable(CaptionOptions)
+
+
+@dataclass
 class Concept:
     """One folder of images."""
 
     path: str = MISSING  # folder, searched with its subfolders
     type: ConceptType = ConceptType.train  # train, validation or prior
     repeats: int = 1  # times each image is seen in an epoch
-    prompt: Optional[str] = None  # caption of every image without a .txt file of its own
+    prompt: Optional[str] = None  # captions, one a line, of images without any of their own
+    captions: OwnCaptionOptions = field(default_factory=OwnCaptionOptions)  # each field: null is that of data.captions
     loss_weight: float = 1.0  # multiplier of the loss of its images
     generate: int = 0  # images: where the folder has fewer, the model draws the rest from `prompt` before the run
 
@@ -161,13 +209,14 @@ class Data:
 
     path: Optional[str] = None  # folder of images; the short form of one concept
     concepts: dict[str, Concept] = field(default_factory=dict)  # by name; beside or instead of `path`
-    prompt: Optional[str] = None  # caption of every image of `path` without a .txt file of its own
+    prompt: Optional[str] = None  # captions, one a line, of images of `path` without any of their own
+    captions: CaptionOptions = field(default_factory=CaptionOptions)
     resolution: Optional[int] = None  # pixels per side of the square with a bucket's area; null: the family's own
     batch_size: int = 1  # images
     buckets: bool = True  # aspect buckets; false: one square, cropped
     partial_batches: PartialBatches = PartialBatches.keep  # keep, pad or drop
     background: str = "white"  # the colour under transparent pixels, a name or #rrggbb
-    missing_captions: Missing = Missing.error  # error or allow
+    missing_captions: Missing = Missing.error  # error, warn, skip or allow
     broken_images: Broken = Broken.error  # error or skip
     caption_dropout: float = 0.0  # share of captions replaced by the empty one, 0..1
     validation_share: float = 0.0  # share of images held out, 0..1, chosen by content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,9 @@ def _expected(node: Node) -> str | list[str]:
     """What a typed setting takes, in words or as its choices."""
     if isinstance(node, EnumNode):
         return [member.name for member in node.enum_type]
-    if isinstance(node, DictConfig | ListConfig):
-        return "a list" if isinstance(node, ListConfig) else "a mapping of its settings"
+    if isinstance(node, ListConfig):
+        element = node._metadata.element_type
+        return f"a list of {', '.join(element.__members__)}" if isinstance(element, EnumType) else "a list"
+    if isinstance(node, DictConfig):
+        return "a mapping of its settings"
     return next((words for kind, words in EXPECTED if isinstance(node, kind)), "")

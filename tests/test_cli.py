@@ -45,6 +45,7 @@ MISTAKES = [
     ("data.resolution=500", "data.resolution", "500", "a multiple of 8"),
     ("data.partial_batches=dorp", "data.partial_batches", "dorp", "did you mean drop?"),
     ("data.caption_dropout=2", "data.caption_dropout", "2", "at most 1"),
+    ("data.captions.sources=[fil]", "data.captions.sources", "[fil]", "a list of manifest, file, json, name, prompt"),
     ("data.background=whiet", "data.background", "whiet", "did you mean white?"),
     (
         "data.concepts.dogs.rpeats=2",

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from otl.config import Data, Inpaint, MaskSource, PartialBatches, SettingsError
 from otl.datamodules import filling, masks, views
 from otl.datamodules.cache import Cache, image_key, masked_key, prompt_key
-from otl.datamodules.captions import all_prompts
 from otl.datamodules.files import content_hash
 from otl.datamodules.layout import Draw, Layout, Place, batches, layout
 from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Order, Request, ResumableLoader, options
 from otl.datamodules.scan import scan
+from otl.datamodules.texts import all_prompts
 from otl.types import Encoder, Problem, Progress, Sample
 
 __all__ = ["BucketedDataModule", "Draw", "Layout", "Place", "batches", "layout"]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from otl import rng
 from otl.config import Inpaint, SettingsError
-from otl.datamodules import captions, images, masks, views
+from otl.datamodules import images, masks, texts, views
 from otl.datamodules.cache import Cache
 from otl.datamodules.layout import Draw, Place
 from otl.datamodules.views import View
@@ -124,9 +124,9 @@ class Bucketed(Dataset[Batch]):
 
     def caption(self, index: int, key: int) -> str:
         """As trained this time: one of the image's captions, or the empty one."""
-        if captions.dropped(key, self.caption_dropout):
+        if texts.dropped(key, self.caption_dropout):
             return ""
-        return captions.choose(self.samples[index].captions, key)
+        return texts.choose(self.samples[index].captions, key)
 
     def view(self, index: int) -> View:
         """What of the image is shown this time."""

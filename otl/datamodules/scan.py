@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from otl import rng
-from otl.config import Broken, ConceptType, Data, Inpaint, Missing, SettingsError
-from otl.datamodules import masks
+from otl.config import Broken, CaptionOptions, ConceptType, Data, Inpaint, SettingsError
+from otl.datamodules import captions, masks
 from otl.datamodules.files import content_hash
 from otl.datamodules.images import UNREADABLE, reason, upright_size
 from otl.types import Problem, Sample
@@ -38,6 +38,7 @@ class Source:
     concept: str
     folder: Path | None  # None: not given
     prompt: str | None
+    captions: CaptionOptions
     type: ConceptType
     repeats: int
     weight: float
@@ -82,8 +83,8 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
         )
     samples, held_out = _hold_out(samples, data.validation_share)
     problems += _broken(broken, fatal=data.broken_images == Broken.error)
-    problems += _uncaptioned(samples, fatal=data.missing_captions == Missing.error)
-    problems += held_out + _duplicates(samples)
+    samples, uncaptioned = captions.uncaptioned(samples, data.missing_captions, captions.options(data))
+    problems += uncaptioned + held_out + _duplicates(samples)
     if inpaint is not None:
         problems += masks.lacking(samples, inpaint)
     if samples and all(sample.validation for sample in samples):
@@ -94,10 +95,14 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
 def sources(data: Data | DictConfig) -> list[Source]:
     """The folders that the settings name."""
     settings: Any = data if OmegaConf.is_config(data) else OmegaConf.structured(data)
-    found = []
+    found, options = [], captions.options(settings)
     if settings.path is not None:
         folder = _folder(settings.path)
-        found.append(Source("data.path", "data", folder, settings.prompt, ConceptType.train, repeats=1, weight=1.0))
+        found.append(
+            Source(
+                "data.path", "data", folder, settings.prompt, options["data"], ConceptType.train, repeats=1, weight=1.0
+            )
+        )
     for name, concept in settings.concepts.items():
         given = None if OmegaConf.is_missing(concept, "path") else concept.path
         found.append(
@@ -106,6 +111,7 @@ def sources(data: Data | DictConfig) -> list[Source]:
                 str(name),
                 _folder(given),
                 concept.prompt,
+                options[str(name)],
                 ConceptType(concept.type),
                 repeats=concept.repeats,
                 weight=concept.loss_weight,
@@ -201,36 +207,23 @@ def _read(path: Path, source: Source) -> Sample | Broke:
             size = upright_size(image)
             if _ends_early(path, image.format):
                 image.load()  # raises if pixels are missing
-        captions = read_captions(path.with_suffix(".txt"))
-    except UnicodeDecodeError as error:
-        return Broke(path, f"its caption {path.with_suffix('.txt').name} is not UTF-8 text ({error.reason})")
+        texts = captions.found(path, source.captions, prompt=source.prompt)
+    except captions.Unreadable as error:
+        return Broke(path, str(error))
     except UNREADABLE as error:
         return Broke(path, "it is empty" if path.stat().st_size == 0 else reason(error))
-    missing = not captions and source.prompt is None
     return Sample(
         path,
         size,
-        captions or (source.prompt or "").splitlines() or [""],
+        texts or [""],
         concept=source.concept,
         repeats=1 if source.validation else source.repeats,
         weight=source.weight,
         validation=source.validation,
         prior=source.type == ConceptType.prior,
-        caption_missing=missing,
+        caption_missing=not texts,
         bytes=path.stat().st_size,
     )
-
-
-def read_captions(path: Path) -> list[str]:
-    """One caption a line, empty lines left out; none where there is no file.
-
-    Raises:
-        UnicodeDecodeError: it is not UTF-8.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _ends_early(path: Path, format: str | None) -> bool:
@@ -262,21 +255,6 @@ def _broken(broken: list[Broke], *, fatal: bool) -> list[Problem]:
     what = "mend or remove them, or leave them out with data.broken_images=skip" if fatal else "they are left out"
     details = [f"{broke.path}: {broke.reason}" for broke in broken]
     return [Problem("data.broken_images", f"{_count(broken, 'file')} cannot be read; {what}", fatal, details)]
-
-
-def _uncaptioned(samples: list[Sample], *, fatal: bool) -> list[Problem]:
-    missing = [sample for sample in samples if sample.caption_missing]
-    if not missing:
-        return []
-    setting = "data.prompt" if missing[0].concept == "data" else f"data.concepts.{missing[0].concept}.prompt"
-    what = (
-        f"write a .txt of the same name beside each, give one caption for all with {setting}=..., "
-        "or train them with the empty caption by data.missing_captions=allow"
-        if fatal
-        else "trained with the empty caption"
-    )
-    message = f"{len(missing)} of {_count(samples, 'image')} without a caption; {what}"
-    return [Problem("data.missing_captions", message, fatal, [str(sample.path) for sample in missing])]
 
 
 def _unsupported(source: Source, files: list[Path]) -> list[Problem]:

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from otl.config import Broken, Concept, ConceptType, Data, Inpaint, MaskSource, Missing
+from otl.config import Broken, Concept, ConceptType, Data, Inpaint, MaskSource
 from otl.datamodules.scan import EXTENSIONS, scan
 from otl.types import Problem, Size
 from tests.datamodules.fakes import data, picture
@@ -75,47 +75,6 @@ def test_pixels_are_not_decoded(tmp_path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"garbage") + chunk(b"IEND", b""))
     samples, problems = scan(data(tmp_path, prompt="x"))
     assert samples[0].size == Size(4000, 5000) and not problems
-
-
-@pytest.mark.parametrize(
-    ("content", "captions"),
-    [
-        (b"a cat", ["a cat"]),
-        (b"\xef\xbb\xbfa cat\r\n\r\n  two cats \r\n", ["a cat", "two cats"]),
-        ("ein Kätzchen, 猫\n".encode(), ["ein Kätzchen, 猫"]),
-    ],
-)
-def test_a_caption_a_line(tmp_path, content, captions):
-    picture(tmp_path / "a.b.png", caption=None)
-    (tmp_path / "a.b.txt").write_bytes(content)
-    samples, problems = scan(data(tmp_path))
-    assert samples[0].captions == captions and not samples[0].caption_missing and not problems
-
-
-def test_the_file_goes_before_the_prompt(tmp_path):
-    picture(tmp_path / "a.png", caption="its own")
-    picture(tmp_path / "b.png", caption=None)
-    samples, problems = scan(data(tmp_path, prompt="a sks dog"))
-    assert [sample.captions for sample in samples] == [["its own"], ["a sks dog"]]
-    assert not fatal(problems)
-
-
-@pytest.mark.parametrize("caption", [None, "", "\n \n"])
-@pytest.mark.parametrize("allowed", [False, True])
-def test_missing_captions_are_listed(tmp_path, caption, allowed):
-    picture(tmp_path / "a.png", caption=caption)
-    picture(tmp_path / "b.png", shade=9)
-    samples, problems = scan(data(tmp_path, missing_captions=Missing.allow if allowed else Missing.error))
-    (problem,) = problems
-    assert problem.key == "data.missing_captions" and problem.fatal is not allowed
-    assert problem.details == [str(tmp_path / "a.png")]
-    assert samples[0].captions == [""] and samples[0].caption_missing and not samples[1].caption_missing
-
-
-def test_a_caption_in_another_encoding_is_named(tmp_path):
-    picture(tmp_path / "a.png").with_suffix(".txt").write_bytes("Kätzchen".encode("latin-1"))
-    (problem,) = [each for each in scan(data(tmp_path))[1] if each.key == "data.broken_images"]
-    assert problem.fatal and "a.txt is not UTF-8" in problem.details[0]
 
 
 def half(path: Path) -> None:
