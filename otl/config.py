@@ -338,6 +338,8 @@ class Settings:
     output: Output = field(default_factory=Output)
     seed: int = 0  # of noise, timesteps, order, dropout and the adapter's start
     resume: Optional[str] = None  # null, auto (the newest checkpoint of the run's folder) or a path
+    manifest: Optional[str] = None  # of task=repeat: path of the manifest.json of the run to repeat
+    allow_changes: bool = False  # go on although settings, data or versions are not what they were
 
 
 def register() -> None:

@@ -14,6 +14,7 @@ from otl.signatures import Unknown
 from otl.wording import as_number, meant, show
 
 DATA_TASKS = {"otl.tasks.train.train", "otl.tasks.plan.plan", "otl.tasks.cache.cache"}
+REPEAT = "otl.tasks.repeat.repeat"
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "fp32", "fp16", 32, 16)
 CHOICES: dict[str, tuple[Any, ...]] = {"output.dtype": ("fp32", "fp16", "bf16"), "trainer.precision": PRECISIONS}
 
@@ -283,6 +284,17 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
     resume = settings.get("resume")
     if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
         yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
+    yield from _check_manifest(settings.get("manifest"), repeats=task == REPEAT)
+
+
+def _check_manifest(manifest: Any, *, repeats: bool) -> Iterator[Problem]:
+    """The manifest of the run to repeat."""
+    if repeats and not manifest:
+        yield Problem("manifest", "must be given: task=repeat needs that of a run, manifest=RUN/manifest.json")
+    elif manifest and not repeats:
+        yield Problem("manifest", f"{show(manifest)} would have no effect: it needs task=repeat")
+    elif isinstance(manifest, str) and not Path(manifest).expanduser().is_file():
+        yield Problem("manifest", f"{manifest} does not exist: give the manifest.json of a run")
 
 
 def _check_folder(key: str, text: str) -> list[Problem]:

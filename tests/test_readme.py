@@ -30,7 +30,7 @@ LINES = sorted({line.strip() for text in TEXTS.values() for line in COMMAND.find
 LINKS = [(page, link) for page, text in TEXTS.items() for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)]
 FOLDER = re.compile(r"(?:data\.path|data\.concepts\.\w+\.path|--config-dir)[= ](\S+)")
 
-FILE = re.compile(r"sample\.(?:image|mask)=(\S+)")
+FILE = re.compile(r"(?:sample\.(?:image|mask)|manifest)=(\S+)")
 
 
 def section(title: str) -> str:
@@ -50,6 +50,7 @@ def test_a_line_composes_and_passes_the_check(line: str, tmp_path: Path, monkeyp
     for folder in FOLDER.findall(line):
         (tmp_path / folder).mkdir(exist_ok=True)
     for file in FILE.findall(line):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     if "--config-dir" in line:
         preset = tmp_path / "my" / "experiment" / "portrait.yaml"

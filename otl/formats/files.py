@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise SettingsError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def tensors_hash(path: Path) -> str:
+    """SHA-256 of a safetensors file's tensors, in hexadecimal: the same whatever the header says."""
+    with path.open("rb") as file:
+        file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def listed(names: list[str], limit: int = 8) -> str:

@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.datamodules.files import content_hash
+from otl.formats.files import tensors_hash
 from otl.tasks.run import plain
 from otl.types import File
 
@@ -39,11 +41,13 @@ def start(settings: DictConfig, data: BucketedDataModule, folder: Path) -> dict[
     record = {
         "started": now(),
         "outcome": "running",
+        "folder": str(Path.cwd()),  # that relative paths of the settings start from
         "seed": settings.seed,
         "settings": plain(settings),
         "versions": versions(),
-        "images": hashes([sample.path for sample in data.samples]),
-        "masks": hashes([sample.mask for sample in data.samples if sample.mask is not None]),
+        "machine": machine(),
+        "images": images(data),
+        "masks": masks(data),
     }
     write(record, folder)
     return record
@@ -55,7 +59,19 @@ def finish(record: dict[str, Any], folder: Path, *, outcome: str, step: int) -> 
     name = record["settings"]["output"]["name"]
     files = [folder / f"{name}.safetensors", *sorted((folder / name).rglob("*"))]
     files = [path for path in files if path.is_file()]
-    write(record | {"finished": now(), "outcome": outcome, "step": step, "files": hashes(files)}, folder)
+    ended = {"finished": now(), "outcome": outcome, "step": step, "files": hashes(files)}
+    digests = {str(path.relative_to(folder)): tensors_hash(path) for path in files if path.suffix == ".safetensors"}
+    write(record | ended | ({"tensors": digests} if outcome == "finished" else {}), folder)
+
+
+def images(data: BucketedDataModule) -> dict[str, str]:
+    """File -> hash, of all images to train on."""
+    return hashes([sample.path for sample in data.samples])
+
+
+def masks(data: BucketedDataModule) -> dict[str, str]:
+    """File -> hash, of their masks."""
+    return hashes([sample.mask for sample in data.samples if sample.mask is not None])
 
 
 def hashes(files: Sequence[File]) -> dict[str, str]:
@@ -73,6 +89,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # a bare clone
             found[name] = "not installed"
     return found
+
+
+def machine() -> dict[str, str]:
+    """What else decides the last bits of a result: sums depend on the number of threads and on the device."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {"device": device, "threads": str(torch.get_num_threads())}
 
 
 def now() -> str:

@@ -1,0 +1,155 @@
+"""The same run again, from its manifest; and whether the same came out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from otl.check import require
+from otl.config import Settings, SettingsError
+from otl.formats.files import listed
+from otl.tasks import manifest
+from otl.tasks.run import build_data, build_skeleton, plain, run_dir
+from otl.tasks.train import train
+
+log = logging.getLogger(__name__)
+
+OF_THIS_LINE = {"task", "manifest", "allow_changes"}  # settings that are the repetition's own
+NEEDED = ("settings", "versions", "machine", "images", "masks", "folder")
+
+
+def repeat(settings: DictConfig) -> None:
+    """Train as `manifest` says, into a folder of its own, and compare.
+
+    Args:
+        settings: `manifest` and `allow_changes` are read, and what else the command line sets is changed.
+
+    Raises:
+        SettingsError: it is no manifest of a run; or data, versions or settings are not as they were then.
+    """
+    folder, line = run_dir(), list(HydraConfig.get().overrides.task)
+    record = read(Path(settings.manifest).expanduser())
+    with contextlib.chdir(started_in(record)):
+        repeated = settings_of(record, changes(line))
+        require(repeated)
+        differing = list(differences(record, repeated))
+        if differing and not settings.allow_changes:
+            raise SettingsError(
+                "\n  ".join([f"{settings.manifest}: not everything is as it was then:", *differing])
+                + "\nput it back as it was, or go on all the same with allow_changes=true"
+            )
+        for difference in differing:
+            log.warning(f"other than then: {difference}")
+        train(repeated, folder)
+    log.info(comparison(record, json.loads((folder / "manifest.json").read_text(encoding="utf-8"))))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A run's manifest.
+
+    Raises:
+        SettingsError: it is none, or one of an earlier version.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"manifest={path}: cannot be read ({error}); give the manifest.json of a run") from error
+    missing = [name for name in NEEDED if not isinstance(record, dict) or name not in record]
+    if missing:
+        raise SettingsError(f"manifest={path}: no manifest of a run: {listed(missing)} are not in it")
+    return record
+
+
+def started_in(record: dict[str, Any]) -> Path:
+    """The folder that relative paths of the settings start from."""
+    folder = Path(record["folder"])
+    if not folder.is_dir():
+        raise SettingsError(f"the run was started in {folder}, which is not there: its relative paths start from it")
+    return folder
+
+
+def changes(line: list[str]) -> dict[str, Any]:
+    """What a command line changes besides: name -> value.
+
+    Args:
+        line: overrides as Hydra lists them.
+
+    Raises:
+        SettingsError: a group is chosen anew.
+    """
+    found = {}
+    for override in OverridesParser.create().parse_overrides(line):
+        key = override.key_or_group
+        if key in OF_THIS_LINE:
+            continue
+        if key in Settings.__dataclass_fields__ and Settings.__dataclass_fields__[key].type == "Any":
+            raise SettingsError(
+                f"{key}={override.get_value_element_as_str()}: the manifest says which {key} it was; to use another, "
+                "start a run of its own"
+            )
+        found[key] = override.value()
+    return found
+
+
+def settings_of(record: dict[str, Any], changed: dict[str, Any]) -> DictConfig:
+    """The settings of the run, typed; from the start, also where it was resumed.
+
+    Raises:
+        SettingsError: this version of OTL has other settings.
+    """
+    try:
+        settings: Any = OmegaConf.merge(OmegaConf.structured(Settings), record["settings"])
+        for key, value in {"resume": None, **changed}.items():
+            OmegaConf.update(settings, key, value)
+    except Exception as error:
+        raise SettingsError(f"the manifest's settings do not fit this version of OTL: {error}") from error
+    return settings
+
+
+def differences(record: dict[str, Any], settings: DictConfig) -> Iterator[str]:
+    """What is not as it was: settings, versions, machine, images and masks."""
+    then, now = flat(record["settings"]), flat(plain(settings))
+    yield from compared("setting", then | {"resume": None}, now)
+    yield from compared("version of", record["versions"], manifest.versions())
+    yield from compared("machine:", record["machine"], manifest.machine())
+    data = build_data(settings, build_skeleton(settings))
+    data.setup("fit")
+    yield from compared("image", record["images"], manifest.images(data))
+    yield from compared("mask", record["masks"], manifest.masks(data))
+
+
+def compared(what: str, then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """A line for each name whose value is not the same."""
+    for name in sorted(then.keys() | now.keys()):
+        if name not in then:
+            yield f"{what} {name} is new"
+        elif name not in now:
+            if then[name] is not None:
+                yield f"{what} {name} is gone"
+        elif then[name] != now[name]:
+            yield f"{what} {name} is {now[name]}, was {then[name]}"
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> full name -> value."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {name: value for key in node for name, value in flat(node[key], f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def comparison(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Whether the tensors of every file that came out are the same, in words."""
+    if "tensors" not in then:
+        return f"nothing to compare: the run of the manifest was {then.get('outcome', 'never finished')}"
+    other = [name for name, digest in then["tensors"].items() if now["tensors"].get(name) != digest]
+    if other:
+        return f"not the same as then: the tensors of {listed(other)} differ"
+    return f"bit for bit the same as then: the tensors of {listed(list(then['tensors']))}"
