@@ -33,6 +33,9 @@ def test_an_option_composes_and_passes(option: str, settings: Callable[..., Dict
     cfg = settings(f"{group}={name}")
     if not cfg.data.path and not cfg.data.concepts:
         cfg.data.path = str(tmp_path)
+    if option == "task/repeat":
+        cfg.manifest = str(tmp_path / "manifest.json")
+        (tmp_path / "manifest.json").touch()
     assert check(cfg) == []
 
 
