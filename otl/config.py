@@ -172,6 +172,25 @@ class CaptionOptions:
     separator: str = ","  # between the tags of a caption
 
 
+@dataclass
+class Augment:
+    """How images are varied, and their masks with them; nothing is, by default. docs/data.md has more."""
+
+    flip: float = 0.0  # share of the times that an image is mirrored left to right, 0..1; 1 is always
+    rotation: float = 0.0  # degrees, 0..180: turned by up to so much to either side, enlarged until no corner is empty
+    brightness: float = 0.0  # strength, 0..1: times a factor between 1 - strength and 1 + strength
+    contrast: float = 0.0  # strength, 0..1, likewise
+    saturation: float = 0.0  # strength, 0..1, likewise
+    hue: float = 0.0  # degrees, 0..180: turned by up to so much to either side
+    crop_jitter: float = 0.0  # share of the way from the middle to the edges that the crop may move, 0..1
+    resize_jitter: float = 0.0  # share by which an image may be enlarged before it is cropped, 0..1
+    fixed_rotation: float = 0.0  # degrees, counterclockwise, -180..180: every time, as all that follows
+    fixed_brightness: float = 1.0  # factor
+    fixed_contrast: float = 1.0  # factor
+    fixed_saturation: float = 1.0  # factor
+    fixed_hue: float = 0.0  # degrees, from red towards yellow, -180..180
+
+
 def overridable(kind: type) -> type:
     """The same fields, each null where it is not given."""
     optional: list[Any] = [(name, Optional[hint], None) for name, hint in get_type_hints(kind).items()]

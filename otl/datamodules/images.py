@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from otl.config import SettingsError
-from otl.datamodules.views import View
+from otl.datamodules import colours
+from otl.datamodules.views import View, overhang
 from otl.types import File, Size
 
 VERSION = 1  # part of the cache's keys: raise it when the same file gives other pixels
@@ -80,19 +82,36 @@ def pixels(path: File, view: View, background: str) -> Tensor:
         SettingsError: as `load`.
     """
     levels = torch.from_numpy(np.array(_load(path, background, scaled=view.scaled))).permute(2, 0, 1)[None]
-    return cut(levels, view, mode="bicubic").float().div_(127.5).sub_(1).contiguous()
+    shown = colours.adjusted(cut(levels, view, mode="bicubic").float(), view.colours)
+    return shown.div_(127.5).sub_(1).contiguous()
 
 
 def cut(levels: Tensor, view: View, *, mode: str) -> Tensor:
-    """[1, C, any height, any width] of a whole image or mask, upright -> [C, H, W] of what the view shows.
+    """[1, C, any height, any width] of a whole image or mask, upright, in 0..255 -> [C, H, W] of what the view shows.
 
     Args:
         mode: of the scaling, "bicubic" or "bilinear".
     """
     if levels.shape[2:] != view.scaled:
         levels = functional.interpolate(levels, size=tuple(view.scaled), mode=mode, antialias=True)
-    (top, left), (h, w) = view.crop, view.bucket
-    return levels[0, :, top : top + h, left : left + w]
+    beyond = overhang(view.bucket, view.angle)
+    h, w = view.bucket.h + 2 * beyond.h, view.bucket.w + 2 * beyond.w
+    top, left = view.crop.top - beyond.h, view.crop.left - beyond.w
+    if view.mirrored:
+        left = view.scaled.w - w - left
+    window = levels[:, :, top : top + h, left : left + w]
+    window = window.flip(-1) if view.mirrored else window
+    return (_turned(window, view, mode) if view.angle else window)[0]
+
+
+def _turned(window: Tensor, view: View, mode: str) -> Tensor:
+    """[1, C, h, w], which reaches as far as the turned bucket does -> [1, C, H, W]; both have the same middle."""
+    (h, w), (inside_h, inside_w) = view.bucket, window.shape[2:]
+    cos, sin = math.cos(math.radians(view.angle)), math.sin(math.radians(view.angle))
+    to_window = [[cos * w / inside_w, -sin * h / inside_w, 0], [sin * w / inside_h, cos * h / inside_h, 0]]
+    grid = functional.affine_grid(torch.tensor([to_window]), [1, window.shape[1], h, w], align_corners=False)
+    turned = functional.grid_sample(window.float(), grid, mode=mode, padding_mode="border", align_corners=False)
+    return turned.clamp_(0, 255)
 
 
 def _load(path: File, background: str, *, scaled: Size | None) -> Image.Image:
