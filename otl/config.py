@@ -32,6 +32,7 @@ class RunEnded(RuntimeError):
     """A run that ended before its time and says why; shown without a traceback."""
 
     exit_code = 1
+    on_all_ranks = True  # whether every process of the run raises it; else the others have to be ended
 
 
 def conf_dir() -> Path:

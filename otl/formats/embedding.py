@@ -144,12 +144,12 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], *, d
         SettingsError: a vector holds NaN or infinity.
         RuntimeError: the file does not hold the vectors.
     """
-    files.write(path, {key: tensor.to(DTYPES[dtype]) for key, tensor in tensors.items()}, metadata)
-    with_hash(path)
-    difference = compare(tensors, files.read(path)[0])
-    if not difference <= TOLERANCE[dtype]:
-        path.unlink()
-        raise RuntimeError(f"{path}: differed from the trained vectors by {difference:.1e} of their size; removed")
+    with files.whole(path) as aside:
+        files.write(aside, {key: tensor.to(DTYPES[dtype]) for key, tensor in tensors.items()}, metadata)
+        with_hash(aside)
+        difference = compare(tensors, files.read(aside)[0])
+        if not difference <= TOLERANCE[dtype]:
+            raise RuntimeError(f"{path}: differed from the trained vectors by {difference:.1e} of their size; removed")
 
 
 def compare(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

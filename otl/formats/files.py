@@ -1,9 +1,11 @@
-"""Safetensors files that appear whole or not at all."""
+"""Files that appear whole or not at all, on the disk before they have their name; and safetensors files so written."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,20 +15,119 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from otl.config import SettingsError
+from otl.config import RunEnded, SettingsError
+
+ASIDE = re.compile(r"\.(.+)\.\d+\.writing")  # a name on the way to another; left over where a process was killed
+
+
+class DiskError(RunEnded):
+    """A file could not be written: the disk is full or failing. Nothing half written has its name."""
+
+    on_all_ranks = False
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"{destination(path)} cannot be written: {error.strerror or error} ({free_space(path.parent)} are free "
+            "there). Nothing half written is left. Make room or mend the disk, and go on with resume=auto"
+        )
+        self.number = error.errno
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; on leaving without an error it is flushed to the disk and takes its place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """A path beside `path` to write to; on leaving without an error it is on the disk and takes its place.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    aside = aside_of(path)
     try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        with named(path):
+            yield aside
+            flush(aside)
+            os.replace(aside, path)
+            flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder. What had its name before is whole until it is away."""
+    aside, before = aside_of(path), aside_of(path.with_name(f"{path.name}.before"))
+    try:
+        with named(path):
+            aside.mkdir()
+            yield aside
+            for entry in [*aside.rglob("*"), aside]:
+                flush(entry)
+            if path.exists():
+                os.replace(path, before)
+            os.replace(aside, path)
+            flush(path.parent)
+    finally:
+        if before.exists() and not path.exists():
+            os.replace(before, path)
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def aside_of(path: Path) -> Path:
+    """Where this process writes what is to become `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.writing")
+
+
+def destination(path: Path) -> Path:
+    """What is to become of a path made by `aside_of`; any other path itself."""
+    found = ASIDE.fullmatch(path.name)
+    return path if found is None else destination(path.with_name(found[1]))
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Delete what killed processes have left in `folder`, whose run nobody else is writing."""
+    found = [entry for entry in folder.iterdir() if ASIDE.fullmatch(entry.name)] if folder.is_dir() else []
+    for entry in found:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return found
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An error of the disk in here says which file it is about.
+
+    Raises:
+        DiskError: in the place of an OSError.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise DiskError(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
+    except OSError as error:
+        raise DiskError(path, error) from error
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def free_space(folder: Path) -> str:
+    """Such as 1.5 GB."""
+    while not folder.exists():
+        folder = folder.parent
+    return size(shutil.disk_usage(folder).free)
+
+
+def size(count: float) -> str:
+    """Bytes as one reads them: "734 MB", "1.5 GB"."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -34,14 +135,17 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
 
     Raises:
         ValueError: a tensor holds NaN or infinity, or a header field is no string.
+        DiskError: it cannot be written.
     """
     if broken := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise SettingsError(
-            f"{path} was not written: {listed(broken)} would hold NaN or infinity. "
+            f"{destination(path)} was not written: {listed(broken)} would hold NaN or infinity. "
             "If output.dtype=fp16, bf16 and fp32 reach further"
         )
     if wrong := [key for key, value in metadata.items() if not isinstance(value, str)]:
-        raise ValueError(f"{path} was not written: header fields must be strings, which {listed(wrong)} is not")
+        raise ValueError(
+            f"{destination(path)} was not written: header fields must be strings, which {listed(wrong)} is not"
+        )
     with whole(path) as aside:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, aside, metadata)
 

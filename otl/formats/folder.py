@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from otl.config import SettingsError
+from otl.formats.files import whole_folder
 from otl.formats.lora import portable_text_path
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -32,19 +32,15 @@ def save_pipeline(pipeline: Any, path: Path, *, dtype: str) -> Path:
     """
     if path.exists() and not (path / "model_index.json").is_file():
         raise SettingsError(f"{path} exists and is not a model folder: it is left alone; choose another output.name")
-    aside = path.with_name(f".{path.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    for name, component in pipeline.components.items():
-        if isinstance(component, nn.Module):
-            save_part(component, aside / name, dtype=DTYPES[dtype])
-        elif name.startswith("tokenizer"):
-            save_tokenizer(component, aside / name)
-        elif component is not None:
-            component.save_pretrained(aside / name)
-    pipeline.save_config(aside)
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(aside, path)
+    with whole_folder(path) as aside:
+        for name, component in pipeline.components.items():
+            if isinstance(component, nn.Module):
+                save_part(component, aside / name, dtype=DTYPES[dtype])
+            elif name.startswith("tokenizer"):
+                save_tokenizer(component, aside / name)
+            elif component is not None:
+                component.save_pretrained(aside / name)
+        pipeline.save_config(aside)
     return path
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from otl.formats.files import whole, write
+from otl.formats.files import destination, whole, write
 from otl.formats.original import sgm_unet_names
 
 VAE_OUTSIDE = {"quant_conv", "post_quant_conv"}
@@ -133,5 +133,7 @@ def save(tensors: State, path: Path, metadata: dict[str, str], *, dtype: torch.d
         with safe_open(aside, "pt") as file:
             names = set(file.keys())
             if names != cast.keys() or any(not torch.equal(file.get_tensor(name), cast[name]) for name in names):
-                raise RuntimeError(f"{path}: what was read back is not what was written; is the disk full or failing?")
+                raise RuntimeError(
+                    f"{destination(path)}: what was read back is not what was written; is the disk full or failing?"
+                )
     return path

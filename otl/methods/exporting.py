@@ -13,6 +13,7 @@ from otl.config import LoraFormat
 from otl.formats import embedding
 from otl.formats import lora as lora_file
 from otl.formats.deltas import compare
+from otl.formats.files import whole
 from otl.formats.modelspec import lora_metadata, with_hash
 from otl.methods.injected import base_weight
 from otl.types import AdapterState, Size
@@ -42,14 +43,14 @@ def export(
     """
     path = path.with_name(path.name + ".safetensors")
     dtype = module.output_options.dtype
-    difference = write(module, state, path, header, bundled, dtype=dtype)
-    if dtype != "fp32" and not difference <= TOLERANCE[dtype]:
-        log.warning(f"output.dtype={dtype} loses {difference:.1e} of this adapter: it is written in fp32 instead")
-        dtype = "fp32"
-        difference = write(module, state, path, header, bundled, dtype=dtype)
-    if not difference <= TOLERANCE[dtype]:
-        path.unlink()
-        raise RuntimeError(f"{path}: differed from the trained adapter by {difference:.1e} of its size; removed")
+    with whole(path) as aside:
+        difference = write(module, state, aside, header, bundled, dtype=dtype)
+        if dtype != "fp32" and not difference <= TOLERANCE[dtype]:
+            log.warning(f"output.dtype={dtype} loses {difference:.1e} of this adapter: it is written in fp32 instead")
+            dtype = "fp32"
+            difference = write(module, state, aside, header, bundled, dtype=dtype)
+        if not difference <= TOLERANCE[dtype]:
+            raise RuntimeError(f"{path}: differed from the trained adapter by {difference:.1e} of its size; removed")
     return path
 
 

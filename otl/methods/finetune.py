@@ -9,6 +9,7 @@ import torch
 
 from otl.config import CheckpointFormat, SettingsError
 from otl.formats import single_file
+from otl.formats.files import whole
 from otl.formats.folder import DTYPES
 from otl.formats.modelspec import checkpoint_metadata, with_hash
 from otl.methods.embeddings import Embeddings
@@ -77,6 +78,7 @@ def save_file(module: DiffusionModule, path: Path) -> Path:
         implementation=module.file_implementation,
         prediction=module.noise_schedule.prediction,
     )
-    single_file.save(module.single_file(), path, header, dtype=DTYPES[options.dtype])
-    with_hash(path)
+    with whole(path) as aside:
+        single_file.save(module.single_file(), aside, header, dtype=DTYPES[options.dtype])
+        with_hash(aside)
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.datamodules.files import content_hash
-from otl.formats.files import tensors_hash
+from otl.formats.files import tensors_hash, whole
 from otl.tasks.run import plain
 from otl.types import File
 
@@ -102,7 +101,5 @@ def now() -> str:
 
 
 def write(record: dict[str, Any], folder: Path) -> None:
-    """Whole or not at all."""
-    aside = folder / ".manifest.json.writing"
-    aside.write_text(json.dumps(record, indent=2, default=str))
-    os.replace(aside, folder / "manifest.json")
+    with whole(folder / "manifest.json") as aside:
+        aside.write_text(json.dumps(record, indent=2, default=str))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from otl.config import Data, MaskSource, PartialBatches, SettingsError
 from otl.datamodules.bucketed import report
 from otl.datamodules.layout import Layout, batches, layout
 from otl.datamodules.scan import scan
+from otl.formats.files import whole
 from otl.modules import inpainting, prior
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
@@ -199,8 +199,7 @@ def warnings(rows: list[dict[str, Any]], placed: Layout, problems: list[Problem]
 
 
 def write(made: dict[str, Any], folder: Path) -> Path:
-    """plan.json, whole or not at all."""
-    aside = folder / ".plan.json.writing"
-    aside.write_text(json.dumps(made, indent=1))
-    os.replace(aside, folder / "plan.json")
+    """plan.json."""
+    with whole(folder / "plan.json") as aside:
+        aside.write_text(json.dumps(made, indent=1))
     return folder / "plan.json"

@@ -87,7 +87,8 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
 
 def end_ranks(trainer: Trainer, error: BaseException) -> None:
     """Where this process alone failed, the others would wait for it for ever."""
-    if trainer.strategy.launcher is not None and not isinstance(error, RunEnded):
+    alike = isinstance(error, RunEnded) and error.on_all_ranks
+    if trainer.strategy.launcher is not None and not alike:
         trainer.strategy.launcher.kill(signal.SIGKILL)
 
 

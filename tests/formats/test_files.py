@@ -1,9 +1,118 @@
-"""Safetensors files appear whole or not at all."""
+"""Files appear whole or not at all, and are on the disk before they have their name."""
+
+import errno
+import os
+import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from otl.formats.files import read, whole, write
+from otl.formats.files import DiskError, read, sweep, whole, whole_folder, write
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is asked of the operating system, in order: the name each fsync and replace is about."""
+    seen = []
+    fsync, replace = os.fsync, os.replace
+
+    def seen_fsync(number):
+        seen.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{number}"))))
+        fsync(number)
+
+    def seen_replace(source, target):
+        seen.append(("replace", os.path.basename(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    return seen
+
+
+@contextmanager
+def files_end_at(count):
+    """For the system, a file of more bytes is an error: as a full disk is, but for this process alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_afterwards(tmp_path, calls):
+    with whole(tmp_path / "a.txt") as aside:
+        aside.write_text("x")
+    assert calls == [("fsync", aside.name), ("replace", "a.txt"), ("fsync", tmp_path.name)]
+
+
+def test_so_is_a_folder_with_all_that_is_in_it(tmp_path, calls):
+    with whole_folder(tmp_path / "final") as aside:
+        (aside / "unet").mkdir()
+        (aside / "unet" / "weights").write_text("x")
+    assert {name for call, name in calls[:3] if call == "fsync"} == {"unet", "weights", aside.name}
+    assert calls[3:] == [("replace", "final"), ("fsync", tmp_path.name)]
+
+
+def test_a_folder_takes_the_place_of_another_and_nothing_is_left_over(tmp_path):
+    for text in ("old", "new"):
+        with whole_folder(tmp_path / "final") as aside:
+            (aside / text).write_text(text)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["final", "final/new"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch, failing):
+    with whole_folder(tmp_path / "final") as aside:
+        (aside / "old").write_text("")
+    replace, count = os.replace, [0]
+
+    def fail(source, target):
+        count[0] += 1
+        if count[0] == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with (
+        pytest.raises(DiskError, match="final cannot be written: Input/output error"),
+        whole_folder(tmp_path / "final"),
+    ):
+        pass
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["final", "final/old"]
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_file_and_leaves_nothing(tmp_path):
+    """By Python's own writing, by that of safetensors, and one file within another's."""
+    for number, writing in enumerate((in_python, in_safetensors, nested)):
+        path = tmp_path / f"{number}.safetensors"
+        with files_end_at(1000), pytest.raises(DiskError, match=rf"/{number}\.safetensors cannot be written: File too"):
+            writing(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def in_python(path):
+    with whole(path) as aside:
+        aside.write_bytes(bytes(2000))
+
+
+def in_safetensors(path):
+    write(path, {"x": torch.zeros(500)}, {})
+
+
+def nested(path):
+    with whole(path) as aside:
+        in_safetensors(aside)
+
+
+def test_what_killed_processes_left_is_swept_away_and_nothing_else(tmp_path):
+    for name in (".a.ckpt.123.writing", "a.ckpt", ".hidden", "b.123.writing", ".c.writing"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".final.45.writing" / "unet").mkdir(parents=True)
+    assert sorted(path.name for path in sweep(tmp_path)) == [".a.ckpt.123.writing", ".final.45.writing"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".c.writing", ".hidden", "a.ckpt", "b.123.writing"]
+    assert sweep(tmp_path / "absent") == []
 
 
 def test_read_gives_what_was_written(tmp_path):
