@@ -102,28 +102,20 @@ class BucketedDataModule(LightningDataModule):
             progress: shows how far it is; None: nothing is shown.
         """
         cache = Cache(Path(self.data.cache_dir).expanduser())
-        latents = self._image_keys(encoder, progress) if images else None
-        conds = self._prompt_keys(encoder) if prompts else None
+        image_encoder = encoder.image_identity() if images else ""
+        prompt_encoder = encoder.prompt_identity() if prompts else ""
+        latents = self._image_keys(image_encoder, progress) if images else None
+        conds = self._prompt_keys(prompt_encoder) if prompts else None
         masked = self._masked_keys(latents) if latents is not None and self.caches_masked else None
         pictures = self._pictures(latents) if latents is not None else []
         pictures += self._pictures(masked, masked=True) if masked is not None else []
         for share in self._shares():
+            shared = {"batch_size": self.data.encode_batch_size, "progress": progress, "share": share}
             filling.fill_images(
-                cache,
-                encoder,
-                pictures,
-                background=self.data.background,
-                batch_size=self.data.encode_batch_size,
-                progress=progress,
-                share=share,
+                cache, encoder, pictures, identity=image_encoder, background=self.data.background, **shared
             )
-            filling.fill_prompts(
-                cache, encoder, conds or {}, batch_size=self.data.encode_batch_size, progress=progress, share=share
-            )
-        train, held_out = slice(len(self.samples)), slice(len(self.samples), None)
-        self.train_cached, self.validation_cached = (
-            Cached(cache, latents and latents[part], conds, masked and masked[part]) for part in (train, held_out)
-        )
+            filling.fill_prompts(cache, encoder, conds or {}, identity=prompt_encoder, **shared)
+        self._serve(cache, latents, conds, masked)
 
     def train_dataloader(self) -> ResumableLoader:
         rank, world_size = self._ranks()
@@ -150,6 +142,22 @@ class BucketedDataModule(LightningDataModule):
             self.validation_samples, self.validation_layout, dropout=0.0, cached=self.validation_cached
         )
         return DataLoader(dataset, sampler=order, **options(self.data.workers))
+
+    def _serve(
+        self, cache: Cache, latents: list[str] | None, conds: dict[str, str] | None, masked: list[str] | None
+    ) -> None:
+        """From now on the loaders read the cache."""
+        prompts = None if conds is None else cache.entries(conds.values())
+        numbers = {text: number for number, text in enumerate(conds or ())}
+        self.train_cached, self.validation_cached = (
+            Cached(
+                None if latents is None else cache.entries(latents[part]),
+                prompts,
+                numbers,
+                None if masked is None else cache.entries(masked[part]),
+            )
+            for part in (slice(len(self.samples)), slice(len(self.samples), None))
+        )
 
     def _layout(self, samples: list[Sample]) -> Layout:
         return layout(samples, resolution=self.resolution, step=self.step, buckets=self.data.buckets)
@@ -194,9 +202,9 @@ class BucketedDataModule(LightningDataModule):
         samples, places = self.samples + self.validation_samples, self.layout.places + self.validation_layout.places
         return list(zip(samples, places))
 
-    def _image_keys(self, encoder: Encoder, progress: Progress | None) -> list[str]:
+    def _image_keys(self, identity: str, progress: Progress | None) -> list[str]:
         """The cache's key for each of `_everything`."""
-        identity, everything = encoder.image_identity(), self._everything()
+        everything = self._everything()
         with ThreadPoolExecutor() as pool:
             reading = pool.map(lambda pair: content_hash(pair[0].path), everything)
             hashes = list(progress(reading, "images compared with the cache", len(everything)) if progress else reading)
@@ -205,9 +213,8 @@ class BucketedDataModule(LightningDataModule):
             for content, (sample, place) in zip(hashes, everything)
         ]
 
-    def _prompt_keys(self, encoder: Encoder) -> dict[str, str]:
+    def _prompt_keys(self, identity: str) -> dict[str, str]:
         """Caption -> key, of all that can come up."""
-        identity = encoder.prompt_identity()
         texts = all_prompts(self.samples + self.validation_samples, self.data.caption_dropout)
         return {text: prompt_key(text, identity) for text in texts}
 

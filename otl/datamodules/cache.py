@@ -4,75 +4,182 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import struct
-import uuid
-import zlib
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from pathlib import Path
 
-import safetensors.torch
+import numpy as np
+import torch
 from torch import Tensor
 
 from otl.config import SettingsError
-from otl.datamodules import images
+from otl.datamodules import images, shards
+from otl.datamodules.entries import Entries, Files, Lookup, packed
+from otl.datamodules.shards import Damaged, Entry, Fields, Origin, Shard, fields_of
 from otl.datamodules.views import View
 from otl.types import Size
 
-LENGTH = struct.Struct("<Q")  # a safetensors file begins with the length of its header, bytes
+log = logging.getLogger(__name__)
+
+SHARD_BYTES = 256 * 2**20  # of a shard; as much waits in memory while the cache is filled
+SECONDS = 30.0  # of encoding that a crash costs at most
+DAMAGED = ".damaged"  # SHARD.ROW.damaged: an empty file that takes one entry out of use
+CHUNK = 2**20  # keys looked at at once
 
 
 class Cache:
-    """One safetensors file an entry. Entries appear whole or not at all, also with several processes at work.
+    """Shards of many entries, see shards.py. Any number of processes may read and write the folder at once.
+
+    Each process writes shards of its own, under names that no other has: there is nothing to lock.
 
     Args:
-        folder: made when the first entry is put.
+        folder: made when the first shard is written.
+        shard_bytes: of a shard, at most one entry more.
+        seconds: after which entries are written however few they are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES, seconds: float = SECONDS) -> None:
+        self.folder, self.shard_bytes, self.seconds = folder, shard_bytes, seconds
+        self.files = Files()
+        self.shards: list[Shard] = []
+        self.damaged: dict[str, set[int]] = {}  # stem of a shard -> rows that are out of use
+        self.unreadable: dict[str, str] = {}  # file -> reason
+        self._waiting: dict[tuple[Origin, Fields], list[Entry]] = {}
+        self._bytes, self._since = 0, 0.0  # of what waits: how much, and for how long
 
-    def path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.safetensors"
+    # Writing
 
-    def get(self, key: str) -> dict[str, Tensor] | None:
-        """The entry; None where there is none or it is damaged."""
-        try:
-            content = self.path(key).read_bytes()
-        except OSError:
-            return None
-        split = _data_start(content)
-        if split is None:
-            return None
-        header = json.loads(content[LENGTH.size : split])
-        if header.get("__metadata__", {}).get("crc32") != str(zlib.crc32(content[split:])):
-            return None
-        return safetensors.torch.load(content)
-
-    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Keep an entry.
+    def put(self, key: str, tensors: dict[str, Tensor], origin: Origin) -> None:
+        """Keep an entry; it is on disk after `seconds`, `shard_bytes` or `flush`.
 
         Raises:
             SettingsError: it cannot be written.
         """
-        path = self.path(key)
-        aside = path.with_name(f".{key}.{uuid.uuid4().hex}.writing")
+        fields = fields_of(tensors)
+        entry = Entry(bytes.fromhex(key), [_bytes(tensors[field.name]) for field in fields])
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting.setdefault((origin, fields), []).append(entry)
+        self._bytes += sum(array.nbytes for array in entry.data)
+        if time.monotonic() - self._since >= self.seconds:
+            self.flush()
+        elif self._bytes >= self.shard_bytes:
+            self._write(*max(self._waiting, key=self._size))
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            SettingsError: it cannot be written.
+        """
+        while self._waiting:
+            self._write(*next(iter(self._waiting)))
+
+    def _size(self, group: tuple[Origin, Fields]) -> int:
+        return len(self._waiting[group]) * sum(field.nbytes for field in group[1])
+
+    def _write(self, origin: Origin, fields: Fields) -> None:
+        self._bytes -= self._size((origin, fields))
+        entries = self._waiting.pop((origin, fields))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                aside.write_bytes(_serialized(tensors))
-                os.replace(aside, path)
-            finally:
-                aside.unlink(missing_ok=True)
+            shards.write(self.folder, origin, fields, entries)
         except OSError as error:
-            raise SettingsError(
-                f"data.cache_dir={self.folder}: cannot be written ({error}); make room, or choose another folder"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> SettingsError:
+        return SettingsError(
+            f"data.cache_dir={self.folder}: cannot be written ({error}); make room, or choose another folder"
+        )
+
+    # Reading
+
+    def entries(self, keys: Iterable[str]) -> Entries:
+        """What there is under the keys."""
+        return Entries(self, packed(keys))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of the keys that have no whole entry, each once, in their order. Reads headers only."""
-        return [key for key in dict.fromkeys(keys) if not _whole(self.path(key))]
+        """Those of the keys that have no entry on disk, each once, in their order."""
+        unique = list(dict.fromkeys(keys))
+        return [unique[number] for number in self.entries(unique).absent()]
+
+    def find(self, keys: np.ndarray) -> tuple[list[Shard], np.ndarray, np.ndarray]:
+        """[n, 20] keys -> the shards that there are, which of them has each key, and in which row; -1: none has."""
+        lookup = Lookup(keys)
+        while True:
+            self.refresh()
+            shard, row = np.full((2, len(keys)), -1, dtype=np.int32)
+            try:
+                for numbers, rows, found in self._chunks():
+                    place = lookup.positions(found)
+                    hit = place >= 0
+                    shard[place[hit]], row[place[hit]] = numbers[hit], rows[hit]
+            except FileNotFoundError:  # merged with others since the folder was listed
+                continue
+            same = lookup.positions(keys)  # where a key is there twice
+            return self.shards, shard[same], row[same]
+
+    def refresh(self) -> None:
+        """See which shards there are now, those of other processes among them."""
+        names, self.damaged = self._listed()
+        known = {shard.path.name: shard for shard in self.shards}
+        for name in sorted(names - known.keys() - self.unreadable.keys()):
+            try:
+                known[name] = Shard.open(self.folder / name)
+            except FileNotFoundError:  # merged with others since the folder was listed
+                continue
+            except (Damaged, OSError) as error:
+                self.unreadable[name] = str(error)
+                log.warning(f"{self.folder / name}: {error}; what it held is made again")
+        self.shards = [known[name] for name in sorted(names & known.keys())]
+
+    def mark(self, shard: Shard, row: int, reason: Damaged) -> None:
+        """Take a damaged entry out of use, in all processes and for good.
+
+        Raises:
+            SettingsError: the folder cannot be written.
+        """
+        log.warning(f"{shard.path}: entry {row} is damaged ({reason}); it is not used any more")
+        try:
+            (self.folder / f"{shard.path.stem}.{row}{DAMAGED}").touch()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _listed(self) -> tuple[set[str], dict[str, set[int]]]:
+        """Names of the shards, and rows that are out of use."""
+        names, damaged = set(), dict[str, set[int]]()
+        for name in os.listdir(self.folder) if self.folder.is_dir() else ():
+            if name.startswith("."):
+                continue
+            if name.endswith(shards.SUFFIX):
+                names.add(name)
+            elif name.endswith(DAMAGED):
+                stem, row, _ = name.split(".")
+                damaged.setdefault(stem, set()).add(int(row))
+        return names, damaged
+
+    def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """All entries, many at once: number of the shard, row, key."""
+        waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        count = 0
+        for number, shard in enumerate(self.shards):
+            with shard.path.open("rb", buffering=0) as file:
+                keys = shard.keys(file)
+            rows = np.delete(np.arange(shard.count, dtype=np.int32), list(self.damaged.get(shard.path.stem, ())))
+            waiting.append((np.full(len(rows), number, dtype=np.int32), rows, keys[rows]))
+            count += len(rows)
+            if count >= CHUNK:
+                yield tuple(map(np.concatenate, zip(*waiting)))
+                waiting, count = [], 0
+        if waiting:
+            yield tuple(map(np.concatenate, zip(*waiting)))
+
+
+def _bytes(tensor: Tensor) -> shards.Bytes:
+    """A copy of its own: a row of a batch would keep the whole batch in memory."""
+    return tensor.detach().cpu().contiguous().clone().reshape(-1).view(torch.uint8).numpy()
 
 
 def image_key(content: str, original: Size, view: View, background: str, identity: str) -> str:
@@ -107,43 +214,3 @@ def prompt_key(prompt: str, identity: str) -> str:
 
 def _key(*parts: object) -> str:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=20).hexdigest()
-
-
-def _serialized(tensors: dict[str, Tensor]) -> bytes:
-    """A safetensors file with a checksum of its data: a power cut can leave whole files of zeros."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    content = safetensors.torch.save(plain)
-    start = _data_start(content)
-    assert start is not None
-    return safetensors.torch.save(plain, metadata={"crc32": str(zlib.crc32(content[start:]))})
-
-
-def _data_start(content: bytes) -> int | None:
-    """Where the tensors' bytes begin; None where the file is not whole."""
-    if len(content) < LENGTH.size:
-        return None
-    start = LENGTH.size + LENGTH.unpack_from(content)[0]
-    end = _data_end(content[LENGTH.size : start]) if start <= len(content) else None
-    return start if end is not None and start + end == len(content) else None
-
-
-def _data_end(header: bytes) -> int | None:
-    """Bytes of all tensors by the header; None where it is none."""
-    try:
-        entries = json.loads(header)
-        return max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
-    except (ValueError, AttributeError, TypeError, LookupError):
-        return None
-
-
-def _whole(path: Path) -> bool:
-    """Whether the file is as long as its header says."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            first = file.read(LENGTH.size)
-            length = LENGTH.unpack(first)[0] if len(first) == LENGTH.size else size
-            end = _data_end(file.read(length)) if length < size else None
-    except OSError:
-        return False
-    return end is not None and LENGTH.size + length + end == size

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from otl.datamodules import images, masks
 from otl.datamodules.cache import Cache
+from otl.datamodules.shards import Origin
 from otl.datamodules.views import View
 from otl.types import Encoder, Progress
 
@@ -39,6 +40,11 @@ class Picture:
     view: View
     hole: Hole | None = None  # None: the whole image
 
+    @property
+    def kind(self) -> str:
+        """For the cache."""
+        return "image" if self.hole is None else "masked"
+
     def pixels(self, background: str) -> Tensor:
         """[3, H, W] in -1..1."""
         whole = images.pixels(self.path, self.view, background)
@@ -52,17 +58,19 @@ def fill_images(
     encoder: Encoder,
     pictures: list[Picture],
     *,
+    identity: str,
     background: str,
     batch_size: int,
     progress: Progress | None,
     share: tuple[int, int] = (0, 1),
 ) -> int:
-    """Put the latents that are missing, each as soon as it is made, and return how many that were.
+    """Put the latents that are missing, and return how many that were. What is made is kept if it ends early.
 
     Args:
         cache: where to.
         encoder: of the images.
         pictures: all that are needed.
+        identity: of the encoder.
         background: colour under transparent pixels.
         batch_size: images encoded at once.
         progress: shows how far it is; None: nothing is shown.
@@ -76,10 +84,10 @@ def fill_images(
             with torch.no_grad():
                 latents = encoder.encode_image(batch.to(encoder.device))
             for picture, each in zip(group, latents):
-                cache.put(picture.key, {"latents": each})
+                cache.put(picture.key, {"latents": each}, Origin(picture.kind, type(encoder).__name__, identity))
                 yield picture
 
-    return _run(made(), "images into the cache", len(missing), progress)
+    return _run(cache, made(), "images into the cache", len(missing), progress)
 
 
 def fill_prompts(
@@ -87,6 +95,7 @@ def fill_prompts(
     encoder: Encoder,
     keys: dict[str, str],
     *,
+    identity: str,
     batch_size: int,
     progress: Progress | None,
     share: tuple[int, int] = (0, 1),
@@ -94,16 +103,17 @@ def fill_prompts(
     """The same for captions; `keys` is caption -> key."""
     prompts = {key: prompt for prompt, key in keys.items()}
     missing = cache.missing(prompts)[share[0] :: share[1]]
+    origin = Origin("prompt", type(encoder).__name__, identity)
 
     def made() -> Iterator[str]:
         for group in chunks(missing, batch_size):
             with torch.no_grad():
                 cond = encoder.encode_prompt([prompts[key] for key in group])
             for number, key in enumerate(group):
-                cache.put(key, {name: tensor[number] for name, tensor in cond.items()})
+                cache.put(key, {name: tensor[number] for name, tensor in cond.items()}, origin)
                 yield key
 
-    return _run(made(), "captions into the cache", len(missing), progress)
+    return _run(cache, made(), "captions into the cache", len(missing), progress)
 
 
 def by_bucket(pictures: Iterable[Picture], batch_size: int) -> list[list[Picture]]:
@@ -137,9 +147,11 @@ def _stacked(group: list[Picture], futures: list[Future[Any]]) -> tuple[list[Pic
     return group, torch.stack([future.result() for future in futures])
 
 
-def _run(made: Iterator[Any], what: str, count: int, progress: Progress | None) -> int:
+def _run(cache: Cache, made: Iterator[Any], what: str, count: int, progress: Progress | None) -> int:
     """Go through all entries and show them."""
-    if count:
-        for _ in made if progress is None else progress(made, what, count):
+    try:
+        for _ in made if progress is None or not count else progress(made, what, count):
             pass
+    finally:
+        cache.flush()
     return count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,15 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from otl import rng
-from otl.config import Inpaint, SettingsError
+from otl.config import Inpaint
 from otl.datamodules import images, masks, texts, views
-from otl.datamodules.cache import Cache
+from otl.datamodules.entries import Entries
 from otl.datamodules.layout import Draw, Place
 from otl.datamodules.views import View
 from otl.types import Batch, Cond, Sample
 
 VALIDATION = "validation"  # in the place of the epoch: validation is the same every time
-MEMORY = 256 * 2**20  # bytes of the cache that each process keeps
 
 Request = tuple[int | str, list[Draw]]
 """The epoch and the draws of a batch; the epoch travels with them, because workers live longer than one."""
@@ -28,38 +27,12 @@ Request = tuple[int | str, list[Draw]]
 
 @dataclass
 class Cached:
-    """What the cache holds for a dataset. A process keeps in memory what it has read, as long as there is room."""
+    """What the cache holds for a dataset."""
 
-    cache: Cache
-    latents: list[str] | None  # key for each sample; None: pixels are served
-    prompts: dict[str, str] | None  # caption -> key; None: captions alone are served
-    masked: list[str] | None = None  # key for each sample's masked image; None: not cached
-
-    kept: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)  # key -> entry
-    room: int = MEMORY  # bytes
-
-    def read(self, key: str) -> dict[str, Tensor]:
-        """An entry that was there when the run began.
-
-        Raises:
-            SettingsError: it is gone or damaged.
-        """
-        if key not in self.kept:
-            entry = self._from_disk(key)
-            size = sum(tensor.nbytes for tensor in entry.values())
-            if size > self.room:
-                return entry
-            self.kept[key], self.room = entry, self.room - size
-        return self.kept[key]
-
-    def _from_disk(self, key: str) -> dict[str, Tensor]:
-        entry = self.cache.get(key)
-        if entry is None:
-            raise SettingsError(
-                f"{self.cache.path(key)}: this cache entry is gone or damaged; delete the file if it is there, and "
-                "start again (resume=auto goes on from the last checkpoint): it will be made anew"
-            )
-        return entry
+    latents: Entries | None  # one for each sample; None: pixels are served
+    prompts: Entries | None  # one for each caption that can come up; None: captions alone are served
+    prompt_numbers: dict[str, int]  # caption -> its place among `prompts`
+    masked: Entries | None = None  # one for each sample's masked image; None: not cached
 
 
 class Bucketed(Dataset[Batch]):
@@ -146,23 +119,22 @@ class Bucketed(Dataset[Batch]):
 
     def latents(self, indices: list[int]) -> Tensor | None:
         """[B, C, h, w] float32 from the cache."""
-        return self._encoded(None if self.cached is None else self.cached.latents, indices)
+        return latents_of(self.cached and self.cached.latents, indices)
 
     def masked(self, indices: list[int]) -> Tensor | None:
         """[B, C, h, w] float32 from the cache: latents of the masked pixels, where masks never change."""
-        return self._encoded(None if self.cached is None else self.cached.masked, indices)
-
-    def _encoded(self, keys: list[str] | None, indices: list[int]) -> Tensor | None:
-        if self.cached is None or keys is None:
-            return None
-        return torch.stack([self.cached.read(keys[index])["latents"].float() for index in indices])
+        return latents_of(self.cached and self.cached.masked, indices)
 
     def cond(self, texts: list[str]) -> Cond | None:
         """The conditioning of each caption, stacked."""
         if self.cached is None or self.cached.prompts is None:
             return None
-        entries = [self.cached.read(self.cached.prompts[text]) for text in texts]
-        return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
+        return self.cached.prompts.read([self.cached.prompt_numbers[text] for text in texts])
+
+
+def latents_of(entries: Entries | None, numbers: list[int]) -> Tensor | None:
+    """[B, C, h, w] float32; None where nothing is cached."""
+    return None if entries is None else entries.read(numbers)["latents"].float()
 
 
 class Order(Sampler[Request]):

@@ -126,8 +126,15 @@ def test_text_encoders_train_on_two_ranks(train, tmp_path, sdxl_folder):
 def test_a_nan_on_one_rank_ends_all_and_is_named_once(train, tmp_path):
     assert train("data.batch_size=1", "trainer.max_steps=1", f"hydra.run.dir={tmp_path / 'fill'}").code == 0
     cache = Cache(tmp_path / "cache")
-    path = next(path for path in cache.folder.rglob("*.safetensors") if "latents" in load_file(path))
-    cache.put(path.stem, {"latents": torch.full_like(load_file(path)["latents"], torch.nan)})
+    cache.refresh()
+    for shard in cache.shards:
+        if shard.origin.kind == "image":
+            keys = load_file(shard.path)["otl.key"]
+            shard.path.unlink()
+            for key in keys:
+                shape = shard.fields[0].shape
+                cache.put(bytes(key.tolist()).hex(), {"latents": torch.full(shape, torch.nan)}, shard.origin)
+    cache.flush()
     done = train("data.batch_size=1", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.code == 1
     assert done.err.count("the loss is NaN or infinite, in a batch with ") == 1
