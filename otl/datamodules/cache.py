@@ -56,7 +56,8 @@ class Cache:
         """Keep an entry; it is on disk after `seconds`, `shard_bytes` or `flush`.
 
         Raises:
-            SettingsError: it cannot be written.
+            SettingsError: the folder cannot be made.
+            DiskError: a shard cannot be written.
         """
         fields = fields_of(tensors)
         entry = Entry(bytes.fromhex(key), [_bytes(tensors[field.name]) for field in fields])
@@ -73,7 +74,8 @@ class Cache:
         """Write what waits.
 
         Raises:
-            SettingsError: it cannot be written.
+            SettingsError: the folder cannot be made.
+            DiskError: a shard cannot be written.
         """
         while self._waiting:
             self._write(*next(iter(self._waiting)))

@@ -181,7 +181,8 @@ def write(folder: Path, origin: Origin, fields: Fields, entries: Sequence[Entry]
     """A new shard, which appears whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the folder cannot be made.
+        DiskError: the file cannot be written.
     """
     path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
     folder.mkdir(parents=True, exist_ok=True)
