@@ -268,6 +268,7 @@ class Loss:
     gamma: Optional[float] = None  # of min_snr (the cap; null: 5) and p2 (the exponent; null: 1)
     masked: bool = False  # count each position by the image's mask
     unmasked_weight: float = 0.1  # weight at least given to every position where masked, 0..1
+    unmasked_probability: float = 0.0  # share of the times that an image is trained without its mask, 0..1
     normalize_masked_area: bool = False  # divide by the mask's mean, so that small masks count as much as large ones
 
 

@@ -59,6 +59,7 @@ RANGES = {  # `*` stands for one name
     "loss.huber_delta": POSITIVE,
     "loss.mix.*": Range(0),
     "loss.unmasked_weight": SHARE,
+    "loss.unmasked_probability": SHARE,
     "noise.offset": Range(0),
     "noise.multires_iterations": Range(0),
     "noise.multires_discount": Range(0, 1, low_excluded=True),
@@ -136,6 +137,7 @@ LOSS_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "huber_schedule": ("loss.type=huber or loss.mix.huber", _huber),
     "gamma": ("loss.weight=min_snr or p2", lambda loss: _word(loss.get("weight")) in {"min_snr", "p2"}),
     "unmasked_weight": ("loss.masked=true", lambda loss: bool(loss.get("masked"))),
+    "unmasked_probability": ("loss.masked=true", lambda loss: bool(loss.get("masked"))),
     "normalize_masked_area": ("loss.masked=true", lambda loss: bool(loss.get("masked"))),
 }
 NOISE_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {

@@ -47,6 +47,7 @@ def test_what_makes_sense_is_accepted(settings, lines):
         ("loss.huber_schedule=snr", "loss.type=huber"),
         ("loss.gamma=5", "loss.weight=min_snr"),
         ("loss.unmasked_weight=0.5", "loss.masked=true"),
+        ("loss.unmasked_probability=0.1", "loss.masked=true"),
         ("loss.normalize_masked_area=true", "loss.masked=true"),
         ("noise.offset_random_strength=true", "noise.offset above 0"),
         ("noise.offset_generalized=true", "noise.offset above 0"),

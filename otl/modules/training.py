@@ -197,9 +197,13 @@ class Training(LightningModule):
             return None
         assert batch.mask is not None, "the batches of a masked run have masks"
         h, w = latents.shape[-2:]
-        return loss.position_weights(
+        weights = loss.position_weights(
             batch.mask, (h, w), unmasked=options.unmasked_weight, normalize=options.normalize_masked_area
         )
+        if options.unmasked_probability == 0 or not self.training:  # validation always looks where the mask does
+            return weights
+        whole = rng.uniforms(batch.key.cpu(), "unmasked") < options.unmasked_probability
+        return torch.where(noise.per_sample(whole, weights) > 0, 1.0, weights)
 
     def denoiser_input(self, noisy: Tensor, batch: Batch) -> Tensor:
         """[B, C, h, w] noisy latents -> what `predict` takes: with mask and masked picture behind them, or as it is."""

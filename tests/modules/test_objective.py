@@ -71,6 +71,7 @@ LOSSES = [
     {"weight": LossWeight.debiased},
     {"masked": True},
     {"masked": True, "unmasked_weight": 0.5},
+    {"masked": True, "unmasked_probability": 0.6},
     {"masked": True, "normalize_masked_area": True},
 ]
 NOISES = [
@@ -165,6 +166,22 @@ def test_what_lies_outside_of_the_mask_does_not_count(module):
     difference = (predicted(module, torch.tensor([300, 700]), WHITE) - WHITE).square()
     torch.testing.assert_close(got[0], difference[0, :, :2].mean() / 4, rtol=1e-4, atol=1e-6)
     assert got[1] == 0  # its mask is empty
+
+
+def test_a_share_of_the_draws_is_trained_without_its_mask_and_validated_with_it(module):
+    options = Loss(masked=True, unmasked_weight=0.0, unmasked_probability=0.3)
+    module.loss_options = options
+    keys = torch.arange(1000)
+    many = batch(key=keys, mask=torch.zeros(1000, 1, 8, 12))
+    weights = module.position_weights(many, LATENTS)
+    whole = weights[:, 0, 0, 0] == 1
+    assert torch.equal(weights, whole.float().reshape(-1, 1, 1, 1).expand_as(weights))
+    assert 0.25 < whole.float().mean() < 0.35
+    rest = module.position_weights(many._replace(key=keys[500:], mask=many.mask[500:]), LATENTS)
+    assert torch.equal(weights[500:], rest)
+    module.eval()
+    assert not module.position_weights(many, LATENTS).any()
+    module.train()
 
 
 EVERYTHING = NoiseOptions(
