@@ -314,7 +314,7 @@ class SampleOptions:
     """The pictures that are drawn during training and at its end."""
 
     prompts: list[str] = field(default_factory=list)  # none: no pictures
-    negative_prompt: str = ""
+    negative_prompt: str = ""  # what pictures are kept away from, by guidance
     seeds: list[int] = field(default_factory=lambda: [0])  # one picture for each prompt and seed
     steps: int = 25  # denoising steps
     guidance: Optional[float] = None  # classifier-free guidance scale, 1 is none; null: the family's usual
@@ -351,7 +351,7 @@ class Settings:
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
-    experiment: Any = None
+    experiment: Any = None  # a preset: a YAML of conf/experiment or of the folder --config-dir
     loss: Loss = field(default_factory=Loss)
     noise: NoiseOptions = field(default_factory=NoiseOptions)
     inpaint: Inpaint = field(default_factory=Inpaint)
