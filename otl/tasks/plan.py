@@ -19,6 +19,7 @@ from otl.modules import inpainting, prior
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.tasks import memory, ranks
+from otl.tasks.advice import advise
 from otl.tasks.precision import choose
 from otl.tasks.run import build_skeleton, data_options, run_dir, total_steps
 from otl.tasks.tables import show
@@ -34,10 +35,10 @@ def plan(settings: DictConfig) -> None:
     Raises:
         SettingsError: the run would not start; the plan is printed first.
     """
-    made, fatal = make(settings)
+    made, problems = make(settings)
     write(made, run_dir())
     show(made)
-    if fatal:
+    if fatal := [problem for problem in problems if problem.fatal]:
         raise SettingsError("\n".join(map(report, fatal)))
 
 
@@ -45,7 +46,7 @@ Scanned = tuple[list[Sample], list[Problem]]
 
 
 def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[str, Any], list[Problem]]:
-    """The plan, and what would keep the run from starting.
+    """The plan, and what is wrong or strange: fatal where it would keep the run from starting.
 
     Args:
         scanned: what `scan` gave; None: it is done here.
@@ -80,7 +81,15 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
         keeps_encoders=module.trains_text or not data.cache,
         encodes_masked=module.inpaints and module.inpaint_options.masks != MaskSource.files,
     )
-    return made, [problem for problem in problems if problem.fatal]
+    batches = math.ceil(sum(bucket["batches"] for bucket in made["buckets"]) / made["ranks"])
+    advice = advise(settings, module, samples, batches=batches, steps=made["total_steps"])
+    made["warnings"] += map(warning, advice)
+    return made, problems + advice
+
+
+def warning(problem: Problem) -> dict[str, Any]:
+    """A problem as plan.json has it."""
+    return {"about": problem.key, "message": problem.message, "files": problem.details}
 
 
 def untaught(module: DiffusionModule, samples: list[Sample]) -> list[Problem]:
@@ -177,7 +186,7 @@ def bucket_rows(placed: Layout, epoch: list[list[tuple[int, int]]]) -> list[dict
 
 def warnings(rows: list[dict[str, Any]], placed: Layout, problems: list[Problem], data: Data) -> list[dict[str, Any]]:
     """What is worth a look, the files of each by severity."""
-    found = [{"about": problem.key, "message": problem.message, "files": problem.details} for problem in problems]
+    found = [warning(problem) for problem in problems]
     cut = sorted((r for r in rows if (r["cropped"] or 0) > HARD_CROP), key=lambda r: -r["cropped"])
     if cut:
         files = [f"{r['path']}: {r['cropped']:.0%} cut off" for r in cut]

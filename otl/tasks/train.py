@@ -52,12 +52,12 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     skeleton = build_skeleton(settings)
     data = build_data(settings, skeleton)
     data.setup("fit")
-    for problem in data.problems:
-        log.warning(f"{problem.key}: {problem.message}")
     trainer = build_trainer(settings, precision.name, trains_text=skeleton.trains_text)
     if trainer.is_global_zero:
-        made, fatal = plan.make(settings, scanned=(data.samples + data.validation_samples, data.problems))
-        if fatal:
+        made, problems = plan.make(settings, scanned=(data.samples + data.validation_samples, data.problems))
+        for problem in problems:
+            log.warning(f"{problem.key}: {problem.message}")
+        if fatal := [problem for problem in problems if problem.fatal]:
             raise SettingsError("\n".join(map(report, fatal)))
         plan.write(made, folder)
     if not data.validation_samples:

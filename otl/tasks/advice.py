@@ -1,0 +1,108 @@
+"""Settings that are accepted one by one and make no sense together with this data, this model or this length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig
+from peft.tuners.lora import LoraLayer
+
+from otl.config import Problem
+from otl.methods.injected import ADAPTER, adapted
+from otl.modules.base import DiffusionModule
+from otl.schedules import warmup_steps
+from otl.types import Sample
+
+SEEKING = ("Prodigy", "DAdapt")  # optimizers that find their step size themselves: lr is a factor of it
+LARGEST_LR = 0.1  # above it, an optimizer that takes lr as it is diverges
+
+
+def advise(
+    settings: DictConfig, module: DiffusionModule, samples: list[Sample], *, batches: int, steps: int
+) -> list[Problem]:
+    """What is wrong or strange, before any weight is loaded.
+
+    Args:
+        module: at least a skeleton.
+        samples: of the whole dataset.
+        batches: of one rank in an epoch.
+        steps: optimizer steps of the whole run.
+    """
+    train = [sample for sample in samples if not sample.validation]
+    return [
+        *of_schedule(settings, steps),
+        *of_optimizer(settings),
+        *of_batches(settings, images=len(train), batches=batches),
+        *of_average(settings, steps),
+        *of_validation(settings, held_out=len(samples) - len(train)),
+        *of_ranks(module),
+    ]
+
+
+def of_schedule(settings: DictConfig, steps: int) -> Iterator[Problem]:
+    warmup = settings.scheduler.get("warmup") or 0
+    if steps and warmup_steps(warmup, steps) >= steps:
+        message = (
+            f"{warmup} steps of warm-up, but the run has {steps}: the learning rate would never be reached; give "
+            "fewer, or a share of the run such as 0.1"
+        )
+        yield Problem("scheduler.warmup", message)
+
+
+def of_optimizer(settings: DictConfig) -> Iterator[Problem]:
+    target, lr = settings.optimizer._target_, settings.optimizer.get("lr")
+    if lr is None:
+        return
+    seeks = any(name in target for name in SEEKING)
+    if seeks and lr < LARGEST_LR:
+        message = (
+            f"{lr:g} multiplies the step size that {target} finds itself, so that next to nothing would be trained"
+        )
+        yield Problem("optimizer.lr", f"{message}; set optimizer.lr=1")
+    elif not seeks and lr >= LARGEST_LR:
+        message = f"{lr:g} is far above what {target} is usually given (1e-5 to 1e-2): the run will likely diverge"
+        yield Problem("optimizer.lr", message, fatal=False)
+
+
+def of_batches(settings: DictConfig, *, images: int, batches: int) -> Iterator[Problem]:
+    data, accumulate = settings.data, settings.trainer.accumulate_grad_batches
+    if 0 < images < data.batch_size:
+        message = f"{data.batch_size} images in a batch, but there are {images}: every batch has at most these"
+        yield Problem("data.batch_size", message, fatal=False)
+    if 0 < batches < accumulate:
+        message = (
+            f"{accumulate} batches make a step, but an epoch has {batches}: a step is taken at the end of each epoch, "
+            "over these alone; lower it"
+        )
+        yield Problem("trainer.accumulate_grad_batches", message, fatal=False)
+
+
+def of_average(settings: DictConfig, steps: int) -> Iterator[Problem]:
+    decay = (settings.callbacks.get("ema") or {}).get("decay")
+    if decay and steps and 1 / (1 - decay) > steps:
+        message = (
+            f"{decay} averages over the last {1 / (1 - decay):.0f} steps, but the run has {steps}: what is sampled and "
+            f"exported would be close to the start; at most {1 - 1 / steps:.4g} fits"
+        )
+        yield Problem("callbacks.ema.decay", message, fatal=False)
+
+
+def of_validation(settings: DictConfig, *, held_out: int) -> Iterator[Problem]:
+    asked = settings.trainer.get("val_check_interval")
+    if asked is not None and not held_out:
+        message = f"{asked} would have no effect: no image is held out; set data.validation_share, or a concept of type"
+        yield Problem("trainer.val_check_interval", f"{message} validation")
+
+
+def of_ranks(module: DiffusionModule) -> Iterator[Problem]:
+    """Adapters whose rank is larger than their layer's narrower side: more numbers than the layer itself has there."""
+    wide = []
+    for part, trained in module.trained.items():
+        for path, layer in adapted(trained).items():
+            weight = layer.get_base_layer().weight
+            narrow = min(weight.shape[0], weight.shape[1:].numel())
+            if isinstance(layer, LoraLayer) and layer.r[ADAPTER] > narrow:
+                wide.append(f"{part}.{path}: rank {layer.r[ADAPTER]}, {narrow} wide")
+    if wide:
+        message = f"larger than {len(wide)} of the layers are wide, where it adds numbers and no freedom"
+        yield Problem("method.rank", f"{message}; lower it, or give these layers less by method.ranks", False, wide)

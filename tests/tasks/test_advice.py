@@ -1,0 +1,74 @@
+"""What makes no sense together is refused or said, before any weight is loaded."""
+
+import pytest
+
+from otl.tasks import plan
+from otl.tasks.advice import advise
+from otl.tasks.run import build_skeleton
+from otl.types import Sample, Size
+
+
+@pytest.fixture
+def advised(settings, sd15_folder, tmp_path):
+    """Overrides -> key -> (message, whether fatal), for three images and a hundred steps of three batches an epoch."""
+
+    def _advised(*overrides, images=3, held_out=0, batches=3, steps=100):
+        cfg = settings(f"model.checkpoint={sd15_folder}", f"data.path={tmp_path}", "logger=none", *overrides)
+        samples = [Sample(tmp_path / f"{n}.png", Size(64, 64), ["x"], validation=n < held_out) for n in range(images)]
+        found = advise(cfg, build_skeleton(cfg), samples, batches=batches, steps=steps)
+        return {problem.key: (problem.message, problem.fatal) for problem in found}
+
+    return _advised
+
+
+def test_the_defaults_make_sense(advised):
+    assert advised() == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "key", "said", "fatal"),
+    [
+        (["scheduler.warmup=100"], {}, "scheduler.warmup", "the run has 100", True),
+        (["optimizer=prodigy", "optimizer.lr=1e-4"], {}, "optimizer.lr", "set optimizer.lr=1", True),
+        (["optimizer.lr=1"], {}, "optimizer.lr", "diverge", False),
+        (["data.batch_size=8"], {}, "data.batch_size", "there are 3", False),
+        (["trainer.accumulate_grad_batches=8"], {}, "trainer.accumulate_grad_batches", "an epoch has 3", False),
+        (["callbacks.ema.decay=0.999"], {}, "callbacks.ema.decay", "at most 0.99 fits", False),
+        (["trainer.val_check_interval=10"], {}, "trainer.val_check_interval", "no image is held out", True),
+        (["method.rank=64"], {}, "method.rank", "layers are wide", False),
+    ],
+)
+def test_what_makes_no_sense_is_said(line, options, key, said, fatal, advised):
+    found = advised(*line, **options)
+    assert list(found) == [key]
+    assert said in found[key][0]
+    assert found[key][1] is fatal
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        (["scheduler.warmup=99"], {}),
+        (["scheduler.warmup=0.99"], {}),
+        (["optimizer=prodigy"], {}),
+        (["data.batch_size=3"], {}),
+        (["trainer.accumulate_grad_batches=3"], {}),
+        (["callbacks.ema.decay=0.99"], {}),
+        (["trainer.val_check_interval=10"], {"held_out": 1}),
+        (["method.rank=8"], {}),
+    ],
+)
+def test_what_just_fits_is_not_said(line, options, advised):
+    assert advised(*line, **options) == {}
+
+
+def test_a_plan_warns_and_a_run_is_refused(settings, sd15_folder, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    line = ["data.prompt=x", "data.resolution=64", "trainer.max_steps=10", "scheduler.warmup=10", "method.rank=64"]
+    made, problems = plan.make(
+        settings(f"model.checkpoint={sd15_folder}", f"data.path={tmp_path}", "logger=none", *line)
+    )
+    assert {warning["about"] for warning in made["warnings"]} >= {"scheduler.warmup", "method.rank"}
+    assert [problem.key for problem in problems if problem.fatal] == ["scheduler.warmup"]
