@@ -11,6 +11,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 PACKAGE = Path(__file__).resolve().parent
+ARCHIVES = (".tar", ".zip")  # what data.path may be besides a folder
+TABLES = (".parquet", ".arrow")
+MANIFESTS = (".jsonl", ".ndjson", ".csv", ".tsv")
 Options = TypeVar("Options")
 
 
@@ -26,6 +29,7 @@ class Problem:
     message: str  # what is wrong and what to do
     fatal: bool = True
     details: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # files that are not trained on for it, and why
 
 
 class RunEnded(RuntimeError):
@@ -212,9 +216,15 @@ else:
 
 @dataclass
 class Concept:
-    """One folder of images."""
+    """Images of one kind."""
 
-    path: str = MISSING  # folder, searched with its subfolders
+    path: str = MISSING  # folder, archive, table, manifest, or a URL of one: docs/datasets.md
+    enabled: bool = True  # false: as if it were not there
+    recursive: bool = True  # whether the subfolders of a folder are searched
+    image_column: Optional[str] = None  # of a table or manifest; null: by its name or content
+    caption_column: Optional[str] = None  # of a table or manifest; null: by its name
+    mask_column: Optional[str] = None  # of a table or manifest; null: by its name
+    validation_share: Optional[float] = None  # share of images held out, 0..1; null: data.validation_share
     type: ConceptType = ConceptType.train  # train, validation or prior
     repeats: int = 1  # times each image is seen in an epoch
     prompt: Optional[str] = None  # captions, one a line, of images without any of their own
@@ -227,7 +237,7 @@ class Concept:
 class Data:
     """The dataset: which images, how they are cut, in which batches."""
 
-    path: Optional[str] = None  # folder of images; the short form of one concept
+    path: Optional[str] = None  # folder, archive, table, manifest or a URL of one; the short form of one concept
     concepts: dict[str, Concept] = field(default_factory=dict)  # by name; beside or instead of `path`
     prompt: Optional[str] = None  # captions, one a line, of images of `path` without any of their own
     captions: CaptionOptions = field(default_factory=CaptionOptions)
@@ -238,6 +248,8 @@ class Data:
     background: str = "white"  # the colour under transparent pixels, a name or #rrggbb
     missing_captions: Missing = Missing.error  # error, warn, skip or allow
     broken_images: Broken = Broken.error  # error or skip
+    max_megapixels: float = 200.0  # millions of pixels; larger images count as broken: they may fill the memory
+    verify_images: bool = False  # decode every image before the run, not its header alone: minutes for 10,000
     caption_dropout: float = 0.0  # share of captions replaced by the empty one, 0..1
     validation_share: float = 0.0  # share of images held out, 0..1, chosen by content
     cache: bool = True  # encode every image and caption once and keep the result on disk

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from otl.config import Inpaint, Loss, NoiseOptions, Problem
+from otl.config import ARCHIVES, MANIFESTS, TABLES, Inpaint, Loss, NoiseOptions, Problem
 from otl.signatures import Unknown
 from otl.wording import as_number, meant, show
 
@@ -52,6 +52,8 @@ RANGES = {  # `*` stands for one name
     "data.workers": Range(0),
     "data.caption_dropout": SHARE,
     "data.validation_share": Range(0, 1, high_excluded=True),
+    "data.max_megapixels": POSITIVE,
+    "data.concepts.*.validation_share": Range(0, 1, high_excluded=True),
     "data.concepts.*.repeats": COUNT,
     "data.concepts.*.loss_weight": Range(0),
     "data.concepts.*.generate": Range(0),
@@ -271,8 +273,9 @@ def _check_background(settings: dict[str, Any]) -> Iterator[Problem]:
 def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
     """The folders and files that have to be there."""
     data = settings.get("data", {})
-    folders = {f"data.concepts.{name}.path": concept.get("path") for name, concept in data.get("concepts", {}).items()}
-    folders["data.path"] = data.get("path")
+    concepts = {name: each for name, each in data.get("concepts", {}).items() if each.get("enabled", True)}
+    places = {f"data.concepts.{name}.path": concept.get("path") for name, concept in concepts.items()}
+    places["data.path"] = data.get("path")
     task = (settings.get("task") or {}).get("_target_")
     if task in DATA_TASKS and not data.get("path") and not data.get("concepts"):
         ways = "data.path=photos/ or data.concepts.NAME.path=photos/"
@@ -280,9 +283,9 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
             "data.path",
             f"{show(data.get('path')) or 'nothing'} is given, but this task reads images: give their folder, {ways}",
         )
-    for key, path in folders.items():
-        if isinstance(path, str) and path:
-            yield from _check_folder(key, path)
+    for key, path in places.items():
+        if isinstance(path, str) and path and "://" not in path and not re.search(r"[*?]", path):
+            yield from _check_source(key, path)
     resume = settings.get("resume")
     if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
         yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
@@ -297,6 +300,17 @@ def _check_manifest(manifest: Any, *, repeats: bool) -> Iterator[Problem]:
         yield Problem("manifest", f"{show(manifest)} would have no effect: it needs task=repeat")
     elif isinstance(manifest, str) and not Path(manifest).expanduser().is_file():
         yield Problem("manifest", f"{manifest} does not exist: give the manifest.json of a run")
+
+
+def _check_source(key: str, text: str) -> list[Problem]:
+    """A folder of images, or a file that lists or holds some."""
+    accepted = (*ARCHIVES, *TABLES, *MANIFESTS)
+    path = Path(text).expanduser()
+    if not path.is_file():
+        return _check_folder(key, text)
+    if path.suffix.lower() in accepted:
+        return []
+    return [Problem(key, f"{text} is a file: give the folder it is in, or a file of images: {', '.join(accepted)}")]
 
 
 def _check_folder(key: str, text: str) -> list[Problem]:

@@ -38,3 +38,8 @@ def show(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def counted(count: int, name: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{count} {name}" + ("s" if count != 1 else "")

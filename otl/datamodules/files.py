@@ -1,11 +1,139 @@
-"""What a file is: the same question for one on a disk and for one that lies elsewhere."""
+"""Files of a dataset that lie elsewhere than on a disk, and what any file holds."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+import io
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import unquote, urlsplit
 
+from otl.config import SettingsError
 from otl.types import File
+
+ATTEMPTS = 5  # of a request, before a run ends for it
+PATIENCE = 0.5  # seconds before the second attempt, doubled before each further one
+PACKAGES = {  # what fsspec needs for a protocol that OTL does not bring
+    "s3": "pip install 'otl[data]'",
+    "gs": "pip install gcsfs",
+    "gcs": "pip install gcsfs",
+    "az": "pip install adlfs",
+    "abfs": "pip install adlfs",
+}
+
+
+class Named:
+    """The parts of a name that a class has as `name`."""
+
+    __slots__ = ()
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).stem  # type: ignore[attr-defined]
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class Remote(Named):
+    """A file of any file system that fsspec knows. Reads what it is asked for and keeps nothing."""
+
+    url: str
+    bytes: int | None = None  # None: not known
+    stamp: str = ""  # is another one when the content is; empty: not known
+
+    @property
+    def name(self) -> str:
+        return name_of(self.url)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def identity(self) -> str:
+        return f"{self.url} {self.stamp or self.bytes}"
+
+    def read_bytes(self) -> bytes:
+        content = fetched(self.url)
+        if self.bytes is not None and len(content) != self.bytes:
+            raise SettingsError(
+                f"{self.url}: has {len(content)} bytes, and had {self.bytes} when the dataset was indexed; start again"
+            )
+        return content
+
+    def read_range(self, start: int, count: int) -> bytes:
+        return fetched(self.url, start, start + count)
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        size = self.bytes if self.bytes is not None else size_of(self.url)
+        return Window(self.read_range, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Named):
+    """A stretch of bytes of another file: a member of an archive."""
+
+    archive: Path | Remote
+    name: str  # with the folders inside of the archive
+    start: int  # bytes
+    bytes: int  # as they lie there
+    packed: bool = False  # deflated, as zip does
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+    def identity(self) -> str:
+        return f"{place(self.archive)} {self.name} {self.start} {self.bytes}"
+
+    def read_bytes(self) -> bytes:
+        content = read_range(self.archive, self.start, self.bytes)
+        if len(content) != self.bytes:
+            raise SettingsError(f"{self.archive}: is shorter than when the dataset was indexed; start again")
+        return zlib.decompress(content, -zlib.MAX_WBITS) if self.packed else content
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        return io.BytesIO(self.read_bytes())
+
+
+class Window(io.RawIOBase):
+    """Reads a file by ranges: one request for each read.
+
+    Args:
+        read: start and count -> bytes.
+        size: of the file, bytes.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__()
+        self._read, self._size, self._at = read, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self._size - self._at)
+        if count <= 0:
+            return 0
+        content = self._read(self._at, count)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
 
 
 def content_hash(file: File) -> str:
@@ -17,3 +145,82 @@ def content_hash(file: File) -> str:
         return hashlib.blake2b(file.identity().encode(), digest_size=16).hexdigest()
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def read_range(file: Path | Remote, start: int, count: int) -> bytes:
+    """`count` bytes from `start` on, or as many as there are."""
+    with file.open("rb") as opened:
+        opened.seek(start)
+        return opened.read(count)
+
+
+def place(file: Path | Remote) -> str:
+    """What names a file's content for certain without reading it."""
+    if isinstance(file, Remote):
+        return file.identity()
+    found = file.stat()
+    return f"{file.absolute()} {found.st_size} {found.st_mtime_ns}"
+
+
+def name_of(url: str) -> str:
+    """The last part of a URL's path."""
+    first = url.partition("::")[0]
+    path = unquote(urlsplit(first).path) if first.startswith(("http://", "https://")) else first
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path there.
+
+    Raises:
+        SettingsError: fsspec knows no such protocol, or a package for it is not installed.
+    """
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        return fsspec.url_to_fs(url)
+    except ImportError as error:
+        raise SettingsError(
+            f"{url}: {protocol}:// needs a package that is not installed ({error}); "
+            f"{PACKAGES.get(protocol, 'install it')}"
+        ) from error
+    except ValueError as error:
+        raise SettingsError(f"{url}: {protocol}:// is no protocol that fsspec knows ({error})") from error
+
+
+def fetched(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """A file's bytes, or those from `start` to before `end`."""
+    fs, path = file_system(url)
+    # What is no asynchronous file system would read megabytes ahead.
+    options = {} if fs.async_impl else {"cache_type": "none"}
+    return patiently(url, lambda: fs.cat_file(path, start=start, end=end, **options))
+
+
+def size_of(url: str) -> int:
+    fs, path = file_system(url)
+    return int(patiently(url, lambda: fs.size(path)))
+
+
+def patiently(url: str, request: Callable[[], Any]) -> Any:
+    """What a request gives, which may fail a few times.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        SettingsError: it cannot be read.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return request()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each file system has errors of its own
+            last = error
+            if isinstance(error, PermissionError):
+                break
+        if attempt + 1 < ATTEMPTS:
+            time.sleep(PATIENCE * 2**attempt)
+    said = f"{type(last).__name__}: {last}"
+    raise SettingsError(
+        f"{url}: cannot be read ({said}); look at the address, the network and the credentials"
+    ) from last

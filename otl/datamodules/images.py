@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+from typing import IO
 
 import numpy as np
 import torch
@@ -33,6 +34,12 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # Pillow raises
 
 
+def opened(file: IO[bytes]) -> Image.Image:
+    """An image whose header is read."""
+    Image.MAX_IMAGE_PIXELS = None  # data.max_megapixels decides; Pillow knows but one limit for all that is opened
+    return Image.open(file)
+
+
 def reason(error: Exception) -> str:
     """What Pillow found wrong with a file, in words; its own name buffers."""
     return "no image of a kind that is read" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -58,7 +65,7 @@ def header_size(path: File) -> Size:
     Raises:
         One of UNREADABLE.
     """
-    with path.open("rb") as file, Image.open(file) as image:
+    with path.open("rb") as file, opened(file) as image:
         return upright_size(image)
 
 
@@ -118,12 +125,14 @@ def _load(path: File, background: str, *, scaled: Size | None) -> Image.Image:
     """The image, perhaps at a reduced size that still serves to scale it to the one given."""
     colour = _colour(background)
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with opened(io.BytesIO(path.read_bytes())) as image:
             size, turn = upright_size(image), UPRIGHT.get(orientation(image))
             if scaled is not None:
                 _draft(image, size, scaled)
             image.load()
             flat = _flat(_srgb(_eight_bit(image)), colour)
+    except SettingsError:
+        raise
     except UNREADABLE as error:
         raise SettingsError(
             f"{path}: cannot be decoded ({reason(error)}); replace the file or move it out of the folder"

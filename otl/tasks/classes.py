@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from otl import rng
 from otl.callbacks.progress import track
 from otl.config import Data, SettingsError
-from otl.datamodules.scan import Source, pictures, sources
+from otl.datamodules.scan import Source, count_pictures, sources
 from otl.formats.files import whole
 from otl.tasks.run import build_module
 
@@ -62,7 +62,7 @@ def require_prompt(source: Source) -> None:
 
 def count(source: Source) -> int:
     """Images that are there."""
-    return len(pictures(source.folder)) if source.folder is not None and source.folder.is_dir() else 0
+    return count_pictures(source.folder) if source.folder is not None and source.folder.is_dir() else 0
 
 
 def missing(source: Source) -> int:

@@ -167,11 +167,11 @@ def fate(members: int, data: Data) -> tuple[bool, str | None]:
 
 def broken_rows(problems: list[Problem]) -> list[dict[str, Any]]:
     """The files that cannot be read, as images that are dropped."""
-    files = [detail for problem in problems if problem.key == "data.broken_images" for detail in problem.details]
     return [
         {"path": path, "size": None, "bucket": None, "scale": None, "cropped": None, "repeats": 0,
          "mask": None, "caption_missing": False, "dropped": True, "reason": reason}
-        for path, reason in (file.split(": ", 1) for file in files)
+        for problem in problems
+        for path, reason in problem.left_out
     ]  # fmt: skip
 
 

@@ -1,7 +1,136 @@
-from otl.datamodules.files import content_hash
+import io
+import pickle
+import zlib
+
+import fsspec
+import pytest
+
+from otl.config import SettingsError
+from otl.datamodules import files
+from otl.datamodules.files import Part, Remote, content_hash
+
+CONTENT = bytes(range(256)) * 10
+
+
+@pytest.fixture
+def remote():
+    fsspec.filesystem("memory").pipe("/files/a.b.jpg", CONTENT)
+    return Remote("memory://files/a.b.jpg", len(CONTENT), "v1")
 
 
 def test_the_content_decides_the_hash_and_not_the_name(tmp_path):
     for name, content in {"a": b"1", "b": b"1", "c": b"2"}.items():
         (tmp_path / name).write_bytes(content)
     assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b") != content_hash(tmp_path / "c")
+
+
+def test_elsewhere_the_place_and_the_stamp_decide_the_hash_and_nothing_is_read():
+    hashes = {
+        content_hash(Remote(url, size, stamp))
+        for url, size, stamp in [("none://a", 1, "x"), ("none://a", 1, "y"), ("none://b", 1, "x"), ("none://a", 1, "")]
+    }
+    assert len(hashes) == 4
+    assert content_hash(Remote("none://a", 1)) != content_hash(Remote("none://a", 2))
+
+
+def test_a_file_elsewhere_has_the_parts_of_a_name(remote):
+    assert (remote.name, remote.stem, remote.suffix, str(remote)) == (
+        "a.b.jpg",
+        "a.b",
+        ".jpg",
+        "memory://files/a.b.jpg",
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://host/a/b%20c.jpg?width=3", "b c.jpg"),
+        ("s3://bucket/a?b.jpg", "a?b.jpg"),
+        ("https://host/shards/", "shards"),
+    ],
+)
+def test_a_name_is_the_last_part_of_the_path(url, name):
+    assert Remote(url).name == name
+
+
+def test_it_is_read_whole_or_by_ranges(remote):
+    assert remote.read_bytes() == CONTENT
+    with remote.open("rb") as file:
+        assert file.seek(-4, io.SEEK_END) == len(CONTENT) - 4
+        assert file.read() == CONTENT[-4:] and file.read() == b""
+        file.seek(5)
+        assert file.read(3) == CONTENT[5:8] and file.tell() == 8
+
+
+def test_a_range_alone_is_asked_for(remote, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        files, "fetched", lambda url, start=None, end=None: asked.append((start, end)) or bytes(end - start)
+    )
+    with remote.open("rb") as file:
+        file.seek(100)
+        file.read(50)
+    assert asked == [(100, 150)]
+
+
+def test_a_file_that_has_changed_since_is_not_taken_for_the_same(remote):
+    with pytest.raises(SettingsError, match="has 2560 bytes, and had 7 when"):
+        Remote(remote.url, 7).read_bytes()
+
+
+def test_what_goes_to_workers_is_small_and_equal(remote):
+    assert pickle.loads(pickle.dumps(remote)) == remote and len(pickle.dumps(remote)) < 200
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_part_of_an_archive_is_a_range_of_its_bytes(tmp_path, packed):
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    content = compressor.compress(CONTENT) + compressor.flush() if packed else CONTENT
+    (tmp_path / "a.tar").write_bytes(b"before" + content + b"after")
+    part = Part(tmp_path / "a.tar", "sub/b.jpg", 6, len(content), packed)
+    assert part.read_bytes() == part.open("rb").read() == CONTENT
+    assert (part.stem, part.suffix, str(part)) == ("b", ".jpg", f"{tmp_path}/a.tar/sub/b.jpg")
+
+
+def test_another_archive_of_the_same_name_has_other_parts(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"1")
+    before = content_hash(Part(path, "b.jpg", 0, 1))
+    path.write_bytes(b"22")
+    assert content_hash(Part(path, "b.jpg", 0, 1)) != before
+
+
+def test_a_request_is_repeated_before_it_ends_a_run(monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0)
+    tries = []
+
+    def request():
+        tries.append(1)
+        if len(tries) < files.ATTEMPTS:
+            raise ConnectionResetError("gone")
+        return b"x"
+
+    assert files.patiently("u", request) == b"x" and len(tries) == files.ATTEMPTS
+    with pytest.raises(SettingsError, match=r"u: cannot be read \(ConnectionResetError: gone\); look at the address"):
+        files.patiently("u", lambda: tries.clear() or request())
+
+
+def test_what_is_not_there_or_not_allowed_is_asked_for_once():
+    tries = []
+
+    def request(error):
+        tries.append(error)
+        raise error
+
+    with pytest.raises(FileNotFoundError):
+        files.patiently("u", lambda: request(FileNotFoundError("u")))
+    with pytest.raises(SettingsError, match="PermissionError"):
+        files.patiently("u", lambda: request(PermissionError("u")))
+    assert len(tries) == 2
+
+
+@pytest.mark.parametrize(("url", "words"), [("gs://a/b", "pip install gcsfs"), ("nonsense://a", "no protocol")])
+def test_what_a_protocol_needs_is_said(url, words):
+    with pytest.raises(SettingsError, match=words):
+        files.file_system(url)

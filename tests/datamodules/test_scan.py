@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from otl.config import Broken, Concept, ConceptType, Data, Inpaint, MaskSource
-from otl.datamodules.scan import EXTENSIONS, scan
+from otl.datamodules.scan import scan
+from otl.datamodules.sources.items import EXTENSIONS
 from otl.types import Problem, Size
 from tests.datamodules.fakes import data, picture
 
@@ -22,11 +23,22 @@ def names(path: Path, **settings: object) -> list[str]:
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_every_extension_is_read(tmp_path, extension):
-    picture(tmp_path / f"a{extension}", h=32, w=48)
-    picture(tmp_path / f"B{extension.upper()}", h=32, w=48)
+    for path in (tmp_path / f"a{extension}", tmp_path / f"B{extension.upper()}"):
+        if extension == ".psd":  # Pillow reads it alone
+            path.with_suffix(".txt").write_text("a picture")
+            path.write_bytes(psd(16, 24))
+        else:
+            picture(path, h=16, w=24)
     samples, problems = scan(data(tmp_path))
-    assert [sample.size for sample in samples] == [Size(32, 48)] * 2
+    assert len(samples) == 2
+    assert {sample.size for sample in samples} == {Size(11, 16) if extension == ".ico" else Size(16, 24)}
     assert not fatal(problems)
+
+
+def psd(h: int, w: int) -> bytes:
+    """Black, three channels of 8 bits, no layers: https://www.adobe.com/devnet-apps/photoshop/fileformatashtml"""
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, h, w, 8, 3)
+    return header + bytes(3 * 4) + struct.pack(">H", 0) + bytes(3 * h * w)
 
 
 def test_subfolders_are_searched_in_natural_order(tmp_path):

@@ -1,0 +1,155 @@
+"""Archives: .tar, as WebDataset's shards are, and .zip. Gone through once; then each image is a range of bytes."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from otl.datamodules import headers
+from otl.datamodules.files import Part, Remote, place
+from otl.datamodules.headers import Header
+from otl.datamodules.index import Index
+from otl.datamodules.sources.folder import as_bytes, as_text
+from otl.datamodules.sources.items import Item, is_picture
+from otl.types import Size
+
+SMALL = 65536  # bytes; what is no image and no larger may be a caption
+AHEAD = 4 * 2**20  # bytes of an archive elsewhere that are read at once
+ZIP_HEADER = struct.Struct("<26xHH")  # before each member: at its end the lengths of name and extra field
+LINK = Header(Size(0, 0), 0, "", 0, "it is a link, which is not followed inside of an archive")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of an archive."""
+
+    name: str
+    start: int  # bytes
+    bytes: int  # as they lie there
+    packed: bool = False  # deflated
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What is in one archive."""
+
+    images: list[tuple[Member, Header]]
+    texts: dict[str, str]  # name -> content of what is small and no image
+    flaw: str = ""  # why there may be more
+
+    def beside(self, name: str) -> Kept:
+        return Kept(name, self.texts.get(name))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A small file of an archive."""
+
+    name: str
+    content: str | None  # None: there is none
+
+    def open(self, mode: str) -> IO[bytes]:
+        if self.content is None:
+            raise FileNotFoundError(self.name)
+        return io.BytesIO(as_bytes(self.content))
+
+
+def items(file: Path | Remote, index: Index, examine: Callable[[IO[bytes]], Header], *, inside: str = "") -> list[Item]:
+    """The images of an archive, in its order.
+
+    Args:
+        file: the archive.
+        index: what is known of it already.
+        examine: an open image -> its header.
+        inside: folder of the archive; the others are left out.
+    """
+    known = index.get(str(file), place(file))
+    if known is None:
+        archive = gone_through(file, examine)
+        index.put(str(file), place(file), as_json(archive))
+    else:
+        archive = from_json(known)
+    found = [
+        Item(Part(file, member.name, member.start, member.bytes, member.packed), member.name, archive, header)
+        for member, header in archive.images
+        if member.name.startswith(inside)
+    ]
+    return found + ([Item(file, file.name, flaw=archive.flaw)] if archive.flaw else [])  # type: ignore[list-item]
+
+
+def gone_through(file: Path | Remote, examine: Callable[[IO[bytes]], Header]) -> Archive:
+    """Everything that is in an archive."""
+    images, texts, flaw = [], {}, ""
+    with file.open("rb") as raw:
+        opened = io.BufferedReader(raw, AHEAD) if isinstance(raw, io.RawIOBase) else raw
+        size = opened.seek(0, io.SEEK_END)
+        try:
+            for member, content in _members(opened, size, zipped=file.suffix.lower() == ".zip"):
+                if is_picture(member.name):
+                    images.append((member, LINK if content is None else examine(io.BytesIO(content))))
+                elif content is not None:
+                    texts[member.name] = as_text(content)
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+            flaw = f"the archive cannot be read to its end, after {len(images)} images ({error})"
+    return Archive(images, texts, flaw)
+
+
+def _members(file: IO[bytes], size: int, *, zipped: bool) -> Iterator[tuple[Member, bytes | None]]:
+    """The images and small files of an archive that are not hidden, with their content; None: of a link."""
+    for member, read in _of_zip(file) if zipped else _of_tar(file, size):
+        hidden = any(part.startswith(".") for part in member.name.split("/"))
+        if not hidden and (is_picture(member.name) or member.bytes <= SMALL):
+            yield member, read()
+
+
+def _of_tar(file: IO[bytes], size: int) -> Iterator[tuple[Member, Callable[[], bytes | None]]]:
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for info in archive:
+            archive.members = []  # of a million it would keep them all
+            if info.offset_data + info.size > size:
+                raise EOFError(f"{info.name} is cut off")
+            member = Member(info.name.removeprefix("./"), info.offset_data, info.size)
+            if info.isreg():
+                yield member, partial(_read, file, member)
+            elif info.islnk() or info.issym():
+                yield member, lambda: None
+    if size % tarfile.BLOCKSIZE:
+        raise EOFError("its last block is cut off")
+
+
+def _read(file: IO[bytes], member: Member) -> bytes:
+    file.seek(member.start)
+    return file.read(member.bytes)
+
+
+def _of_zip(file: IO[bytes]) -> Iterator[tuple[Member, Callable[[], bytes]]]:
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
+            if info.flag_bits & 1:
+                raise zipfile.BadZipFile(f"{info.filename} is encrypted")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
+            file.seek(info.header_offset)
+            start = info.header_offset + 30 + sum(ZIP_HEADER.unpack(file.read(ZIP_HEADER.size)))
+            packed = info.compress_type == zipfile.ZIP_DEFLATED
+            yield Member(info.filename, start, info.compress_size, packed), partial(archive.read, info)
+
+
+def as_json(archive: Archive) -> dict[str, Any]:
+    images = [[*astuple(member), *headers.as_json(header)] for member, header in archive.images]
+    return {"images": images, "texts": archive.texts, "flaw": archive.flaw}
+
+
+def from_json(known: dict[str, Any]) -> Archive:
+    images = [(Member(*row[:4]), headers.from_json(row[4:])) for row in known["images"]]
+    return Archive(images, known["texts"], known["flaw"])

@@ -1,0 +1,110 @@
+import io
+import tarfile
+import zipfile
+
+import pytest
+
+from otl.datamodules import files, images
+from otl.datamodules.files import Part
+from tests.datamodules.sources.conftest import NAMES, contents, memory, png, tar
+
+
+def zipped(path, files, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar", "deflated", "stored"])
+def test_an_archive_is_as_the_folder_that_was_packed(tmp_path, searched, kind):
+    compression = zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED
+    path = tar(tmp_path / "a.tar") if kind == "tar" else zipped(tmp_path / "a.zip", contents(), compression)
+    for samples, problems in (searched(path), searched(path)):  # gone through, and from the index
+        assert [sample.captions for sample in samples] == [[f"caption of {name}"] for name in NAMES]
+        assert [images.load(sample.path, "white").getpixel((0, 0)) for sample in samples] == [
+            (n, 0, 0) for n in range(3)
+        ]
+        assert problems == []
+
+
+def test_an_archive_elsewhere_is_read_by_ranges(tmp_path, searched, monkeypatch):
+    url = memory("shards", {"0.tar": tar(tmp_path / "0.tar").read_bytes()})
+    samples, _ = searched(url)
+    asked = []
+    fetched = files.fetched
+    monkeypatch.setattr(files, "fetched", lambda url, *range: asked.append(range) or fetched(url, *range))
+    assert searched(url)[0] == samples and asked == []
+    part = samples[1].path
+    assert isinstance(part, Part) and images.load(part, "white").getpixel((0, 0)) == (1, 0, 0)
+    assert asked == [(part.start, part.start + part.bytes)]
+
+
+def test_a_folder_of_shards_is_read_in_their_order(tmp_path, searched):
+    for number in (10, 2):
+        tar(tmp_path / f"shard-{number}.tar", {f"{number}.png": png(number), f"{number}.txt": b"x"})
+    assert [sample.path.name for sample in searched(tmp_path)[0]] == ["2.png", "10.png"]
+    assert [sample.path.name for sample in searched(f"{tmp_path}/*-10.tar")[0]] == ["10.png"]
+
+
+def test_a_changed_archive_is_gone_through_again(tmp_path, searched):
+    tar(tmp_path / "a.tar")
+    assert len(searched(tmp_path / "a.tar")[0]) == 3
+    tar(tmp_path / "a.tar", {"new.png": png(7), "new.txt": b"new"})
+    assert [sample.captions for sample in searched(tmp_path / "a.tar")[0]] == [["new"]]
+
+
+def test_one_folder_of_an_archive(tmp_path, searched):
+    zipped(tmp_path / "a.zip", contents())
+    assert [sample.captions for sample in searched(f"zip://sub::{tmp_path}/a.zip")[0]] == [["caption of sub/c.png"]]
+
+
+def test_an_archive_that_is_cut_off_is_named(tmp_path, searched):
+    content = tar(tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(content[:1600])  # a.png, and some of b.png
+    (tmp_path / "b.zip").write_bytes(zipped(tmp_path / "b.zip", contents()).read_bytes()[:-30])
+    for name, count, words in (
+        ("a.tar", 1, "after 1 images (b.png is cut off)"),
+        ("b.zip", 0, "File is not a zip file"),
+    ):
+        samples, problems = searched(tmp_path / name)
+        (problem,) = [each for each in problems if each.key == "data.broken_images"]
+        assert len(samples) == count
+        assert "cannot be read to its end" in problem.details[0] and words in problem.details[0]
+
+
+def test_a_link_inside_of_an_archive_is_named(tmp_path, searched):
+    tar(tmp_path / "a.tar")
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        info = tarfile.TarInfo("d.png")
+        info.type, info.linkname = tarfile.LNKTYPE, "a.png"
+        archive.addfile(info)
+    (problem,) = searched(tmp_path / "a.tar")[1]
+    assert "d.png: it is a link" in problem.details[0]
+
+
+def test_hidden_members_and_labels_are_no_images(tmp_path, searched):
+    tar(tmp_path / "a.tar", contents() | {"._a.png": b"x", "__MACOSX/.b.png": b"x", "a-masklabel.png": png(0)})
+    samples, problems = searched(tmp_path / "a.tar")
+    assert len(samples) == 3 and problems == []
+
+
+def test_a_broken_image_in_an_archive_is_named(tmp_path, searched):
+    path = tar(tmp_path / "a.tar", contents() | {"b.png": png(1)[:60], "d.png": b""})
+    details = searched(path)[1][0].details
+    assert [detail.partition(": ")[0] for detail in details] == [f"{path}/b.png", f"{path}/d.png"]
+
+
+def test_a_million_members_are_not_kept(tmp_path):
+    """tarfile keeps what it has seen, unless told otherwise."""
+    from otl.datamodules.sources.archive import _of_tar
+
+    content = tar(tmp_path / "a.tar", {f"{n}.txt": b"" for n in range(50)}).read_bytes()
+    opened = []
+    original = tarfile.open
+    members = _of_tar(io.BytesIO(content), len(content))
+    try:
+        tarfile.open = lambda **options: opened.append(original(**options)) or opened[0]
+        assert max(len(opened[0].members) for _ in members) <= 1
+    finally:
+        tarfile.open = original

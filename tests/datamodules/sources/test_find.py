@@ -1,0 +1,57 @@
+import pytest
+
+from tests.datamodules.sources.conftest import contents, folder, memory, tar
+from tests.datamodules.sources.test_manifest import written
+from tests.datamodules.sources.test_table import parquet
+
+
+def test_what_lies_beside_images_is_left_out_and_named(tmp_path, searched):
+    photos = folder(tmp_path / "photos")
+    tar(photos / "old.tar")
+    written(photos / "list.csv")
+    samples, (problem,) = searched(photos)
+    assert len(samples) == 3 and not problem.fatal
+    assert problem.details == ["list.csv", "old.tar"] and "left out" in problem.message
+
+
+def test_archives_and_tables_in_one_folder_are_not_chosen_between(tmp_path, searched):
+    tar(tmp_path / "a.tar")
+    parquet(tmp_path / "b.parquet")
+    (problem,) = searched(tmp_path)[1]
+    assert problem.fatal and "a.tar and b.parquet" in problem.message
+
+
+def test_a_folder_with_a_manifest_alone_points_at_it(tmp_path, searched):
+    (tmp_path / "lists").mkdir()
+    written(tmp_path / "lists" / "m.csv")
+    (problem,) = searched(tmp_path / "lists")[1]
+    assert problem.fatal and "if m.csv lists them, give that file" in problem.message
+
+
+@pytest.mark.parametrize("fields", [{"image_column": "x"}, {"caption_column": "x"}, {"mask_column": "x"}])
+def test_columns_of_a_folder_of_images_are_refused(tmp_path, searched, fields):
+    (problem,) = searched(folder(tmp_path / "photos"), **fields)[1]
+    (name,) = fields
+    assert problem.fatal and f"data.concepts.c.{name}=x would have no effect" in problem.message
+
+
+def test_a_file_has_no_subfolders_to_leave_out(tmp_path, searched):
+    (problem,) = searched(tar(tmp_path / "a.tar"), recursive=False)[1]
+    assert problem.fatal and "data.concepts.c.recursive=false would have no effect" in problem.message
+
+
+def test_kinds_that_are_not_read_are_left_out_by_name(tmp_path, searched):
+    photos = folder(tmp_path / "photos")
+    (photos / "b.HEIC").write_bytes(b"x")
+    (problem,) = searched(photos)[1]
+    assert not problem.fatal and problem.left_out == [(str(photos / "b.HEIC"), "it is of a kind that is not read")]
+
+
+def test_a_single_image_is_no_source(tmp_path, searched):
+    (problem,) = searched(folder(tmp_path / "photos") / "a.png")[1]
+    assert problem.fatal and "is a file; give the folder it is in" in problem.message
+
+
+def test_a_concept_that_is_not_enabled_is_as_if_it_were_not_there(tmp_path, searched):
+    assert searched(tmp_path / "nowhere", enabled=False)[0] == []
+    assert len(searched(memory("enabled", contents()), enabled=True)[0]) == 3

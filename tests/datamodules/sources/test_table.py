@@ -1,0 +1,141 @@
+import multiprocessing
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from otl.config import SettingsError
+from otl.datamodules import images
+from otl.datamodules.sources import table
+from tests.datamodules.sources.conftest import memory, png
+
+ROWS = [{"image": {"bytes": png(n), "path": f"{n}.png"}, "text": f"row {n}", "id": n} for n in range(5)]
+
+
+def parquet(path, rows=ROWS, row_group_size=2):
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=row_group_size)
+    return path
+
+
+def arrow(path, *, stream):
+    rows = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as file:
+        kind = pa.ipc.new_stream if stream else pa.ipc.new_file
+        with kind(file, rows.schema) as writer:
+            writer.write_table(rows, max_chunksize=2)
+    return path
+
+
+@pytest.fixture(params=["parquet", "arrow stream", "arrow file", "memory"])
+def place(request, tmp_path):
+    if request.param == "memory":
+        return memory("tables", {"t.parquet": parquet(tmp_path / "t.parquet").read_bytes()})
+    if request.param == "parquet":
+        return parquet(tmp_path / "t.parquet")
+    return arrow(tmp_path / "t.arrow", stream=request.param == "arrow stream")
+
+
+def test_images_and_captions_are_in_the_rows(place, searched):
+    for samples, problems in (searched(place), searched(place)):  # gone through, and from the index
+        assert [sample.captions for sample in samples] == [[f"row {n}"] for n in range(5)]
+        assert [images.load(sample.path, "white").getpixel((0, 0)) for sample in samples] == [
+            (n, 0, 0) for n in range(5)
+        ]
+        assert {sample.size for sample in samples} == {(48, 64)} and problems == []
+
+
+def test_a_row_is_named_with_its_number_and_path(tmp_path, searched):
+    samples, _ = searched(parquet(tmp_path / "t.parquet"))
+    assert str(samples[3].path) == f"{tmp_path}/t.parquet, row 3 (3.png)" and samples[3].path.suffix == ".png"
+
+
+def test_an_image_may_be_bytes_alone_and_a_caption_a_list(tmp_path, searched):
+    rows = [{"jpg": png(n), "captions": [f"one {n}", f"two {n}"]} for n in range(2)]
+    samples, _ = searched(parquet(tmp_path / "t.parquet", rows))
+    assert [sample.captions for sample in samples] == [["one 0", "two 0"], ["one 1", "two 1"]]
+
+
+def test_other_columns_are_taken_where_they_are_set(tmp_path, searched):
+    rows = [{"image": png(0), "other": png(9), "text": "a", "alt": "b"}]
+    samples, _ = searched(parquet(tmp_path / "t.parquet", rows), image_column="other", caption_column="alt")
+    assert samples[0].captions == ["b"] and images.load(samples[0].path, "white").getpixel((0, 0)) == (9, 0, 0)
+
+
+def test_a_column_that_is_not_there_lists_those_that_are(tmp_path, searched):
+    (problem,) = searched(parquet(tmp_path / "t.parquet"), caption_column="texts")[1]
+    assert problem.fatal
+    assert "data.concepts.c.caption_column=texts: is no column" in problem.message
+    assert "image (images), text (text), id (neither text nor images)" in problem.message
+
+
+def test_rows_without_an_image_are_named(tmp_path, searched):
+    rows = [*ROWS[:2], {"image": None, "text": "x"}, {"image": {"bytes": b"no image", "path": "x.png"}, "text": "y"}]
+    samples, problems = searched(parquet(tmp_path / "t.parquet", rows))
+    assert len(samples) == 2
+    assert [detail.partition("t.parquet, ")[2].partition(":")[0] for detail in problems[0].details] == [
+        "row 2",
+        "row 3 (x.png)",
+    ]
+
+
+def test_an_image_of_a_row_group_that_was_read_is_not_read_again(tmp_path, searched, monkeypatch):
+    samples, _ = searched(parquet(tmp_path / "t.parquet"))
+    table._column.cache_clear()
+    opened = []
+    monkeypatch.setattr(table, "_parquet", lambda file, original=table._parquet: opened.append(1) or original(file))
+    for sample in samples:
+        sample.path.read_bytes()
+    assert len(opened) == 3  # groups of 2, 2 and 1 rows
+
+
+def test_workers_that_were_forked_read_rows_too(tmp_path, searched):
+    samples, _ = searched(parquet(tmp_path / "t.parquet"))
+    samples[0].path.read_bytes()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(read, samples) == [row["image"]["bytes"] for row in ROWS]
+
+
+def read(sample):
+    return sample.path.read_bytes()
+
+
+def test_large_row_groups_are_reported(tmp_path, searched, monkeypatch):
+    monkeypatch.setattr("otl.datamodules.sources.find.LARGE_GROUP", 2 * len(png(0)) - 1)
+    samples, problems = searched(parquet(tmp_path / "t.parquet"))
+    assert len(samples) == 5
+    assert not problems[0].fatal and "row_group_size=100" in problems[0].message
+
+
+@pytest.mark.parametrize("names", [["train-0.parquet", "test-0.parquet"], ["train/0.arrow", "validation/0.arrow"]])
+def test_splits_are_never_mixed(tmp_path, searched, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        parquet(tmp_path / name) if name.endswith("parquet") else arrow(tmp_path / name, stream=True)
+    (problem,) = searched(tmp_path)[1]
+    assert problem.fatal and "several splits (" in problem.message and "train" in problem.message
+
+
+def test_a_saved_dataset_is_read_without_its_cache_files(tmp_path, searched):
+    arrow(tmp_path / "data-00000-of-00001.arrow", stream=True)
+    arrow(tmp_path / "cache-0123.arrow", stream=True)
+    (tmp_path / "state.json").write_text("{}")
+    samples, problems = searched(tmp_path)
+    assert len(samples) == 5 and problems == []
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow"])
+def test_a_file_that_is_no_table_says_so(tmp_path, searched, name):
+    (tmp_path / name).write_bytes(b"nonsense" * 10)
+    (problem,) = searched(tmp_path / name)[1]
+    assert problem.fatal and f"{tmp_path / name}: is no " in problem.message
+
+
+def test_arrow_files_elsewhere_are_refused(searched, tmp_path):
+    url = memory("arrows", {"t.arrow": arrow(tmp_path / "t.arrow", stream=True).read_bytes()})
+    assert "arrow files are read on a disk only" in searched(url)[1][0].message
+
+
+def test_a_missing_package_names_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"needs pyarrow; pip install 'otl\[data\]'"):
+        table.kinds(parquet(tmp_path / "t.parquet"))
