@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from otl import conflicts
 from otl.config import Problem, SettingsError
 from otl.ranges import out_of_range
 from otl.signatures import Signature, Type, Unknown, describe, fits, signature
@@ -76,7 +77,8 @@ def check(cfg: DictConfig) -> list[Problem]:
             problems.append(Problem(f"{group}.{name}", message))
     problems += secrets(settings)
     known = {problem.key for problem in problems}
-    return problems + [problem for problem in out_of_range(settings) if problem.key not in known]
+    found = [*out_of_range(settings), *conflicts.of_data(settings.get("data") or {})]
+    return problems + [problem for problem in found if problem.key not in known]
 
 
 def _plain(node: DictConfig | ListConfig, prefix: str, problems: list[Problem]) -> Any:

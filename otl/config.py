@@ -226,7 +226,9 @@ class Concept:
     mask_column: Optional[str] = None  # of a table or manifest; null: by its name
     validation_share: Optional[float] = None  # share of images held out, 0..1; null: data.validation_share
     type: ConceptType = ConceptType.train  # train, validation or prior
-    repeats: int = 1  # times each image is seen in an epoch
+    repeats: float = 1.0  # times each image is seen in an epoch; 2.5: twice or three times, by turns
+    samples: Optional[int] = None  # instead of repeats: images of it that are seen in an epoch, by turns
+    seed: Optional[int] = None  # of its order, captions and noise; null: the run's
     prompt: Optional[str] = None  # captions, one a line, of images without any of their own
     captions: OwnCaptionOptions = field(default_factory=OwnCaptionOptions)  # each field: null is that of data.captions
     loss_weight: float = 1.0  # multiplier of the loss of its images

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -34,6 +36,6 @@ def normals(keys: Tensor, shape: tuple[int, ...], stream: str) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator(int(k), stream)) for k in keys])
 
 
-def permutation(count: int, *parts: int | str) -> list[int]:
+def permutation(count: int, *parts: int | str) -> NDArray[np.int64]:
     """A shuffle of 0..count-1 that depends on all of `parts`."""
-    return torch.randperm(count, generator=generator(*parts)).tolist()
+    return torch.randperm(count, generator=generator(*parts)).numpy()

@@ -171,7 +171,6 @@ class Sample:
     size: Size  # upright: EXIF orientation applied
     captions: list[str]  # one is chosen each time; [""] where there is none
     concept: str = "data"
-    repeats: int = 1  # times an epoch
     weight: float = 1.0  # loss multiplier
     validation: bool = False
     prior: bool = False  # the target is what the model predicts without its adapters

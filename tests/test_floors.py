@@ -14,7 +14,7 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
     {"config", "wording", "quiet"},
     {"registry", "sources", "types", "rng", "outcomes"},
     {"signatures", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
-    {"methods", "datamodules", "ranges"},
+    {"methods", "datamodules", "ranges", "conflicts"},
     {"modules"},
     {"callbacks"},
     {"check"},
@@ -25,8 +25,8 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 WITHOUT_TORCH = (
-    "config registry wording quiet sources signatures trust ranges check mistakes outcomes cli schedules".split()
-)
+    "config registry wording quiet sources signatures trust ranges conflicts check mistakes outcomes cli schedules"
+).split()
 
 
 def unit(path: Path) -> str:

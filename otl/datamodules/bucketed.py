@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,13 +16,12 @@ from otl.config import Data, Inpaint, MaskSource, PartialBatches, SettingsError
 from otl.datamodules import filling, masks, views
 from otl.datamodules.cache import Cache, image_key, masked_key, prompt_key
 from otl.datamodules.files import content_hash
-from otl.datamodules.layout import Draw, Layout, Place, batches, layout
-from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Order, Request, ResumableLoader, options
+from otl.datamodules.layout import Layout, Place, layout
+from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Order, ResumableLoader, options
+from otl.datamodules.rounds import Rounds, groups
 from otl.datamodules.scan import scan
 from otl.datamodules.texts import all_prompts
 from otl.types import Encoder, Problem, Progress, Sample
-
-__all__ = ["BucketedDataModule", "Draw", "Layout", "Place", "batches", "layout"]
 
 LISTED = 10  # files named in an error
 
@@ -43,6 +43,7 @@ class BucketedDataModule(LightningDataModule):
     problems: list[Problem]  # what the scan found
     layout: Layout  # of `samples`
     validation_layout: Layout
+    rounds: Rounds  # of `samples`
 
     def __init__(
         self,
@@ -86,11 +87,12 @@ class BucketedDataModule(LightningDataModule):
         self.samples = [sample for sample in samples if not sample.validation]
         self.validation_samples = [sample for sample in samples if sample.validation]
         self.layout, self.validation_layout = self._layout(self.samples), self._layout(self.validation_samples)
+        self.rounds = rounds(self.layout, self.data, self.seed)
         self.scanned = True
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Batches of each rank in an epoch."""
-        return len(self._batches(epoch=0, world_size=world_size))
+        return math.ceil(self.rounds.length / world_size)
 
     def fill_cache(self, encoder: Encoder, *, images: bool, prompts: bool, progress: Progress | None = None) -> None:
         """Encode what the cache lacks; from then on the loaders serve from it.
@@ -119,7 +121,7 @@ class BucketedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         rank, world_size = self._ranks()
-        order = Order(lambda epoch: self._batches(epoch=epoch, rank=rank, world_size=world_size))
+        order = Order(lambda epoch: self.rounds.epoch(epoch, rank=rank, world_size=world_size))
         dataset = self._dataset(self.samples, self.layout, dropout=self.data.caption_dropout, cached=self.train_cached)
         return ResumableLoader(dataset, sampler=order, **options(self.data.workers))
 
@@ -128,16 +130,9 @@ class BucketedDataModule(LightningDataModule):
         if not self.validation_samples:
             return []
         rank, world_size = self._ranks()
-        draws = batches(
-            self.validation_layout,
-            batch_size=self.data.batch_size,
-            partial=PartialBatches.keep,
-            seed=self.seed,
-            epoch=0,
-            rank=rank,
-            world_size=world_size,
-        )
-        order: list[Request] = [(VALIDATION, batch) for batch in draws]
+        once = groups(self.validation_layout, {}, self.seed)
+        stream = Rounds(once, batch_size=self.data.batch_size, partial=PartialBatches.keep, seed=self.seed)
+        order = [(VALIDATION, draws) for _, draws in stream.epoch(0, rank=rank, world_size=world_size)]
         dataset = self._dataset(
             self.validation_samples, self.validation_layout, dropout=0.0, cached=self.validation_cached
         )
@@ -162,22 +157,12 @@ class BucketedDataModule(LightningDataModule):
     def _layout(self, samples: list[Sample]) -> Layout:
         return layout(samples, resolution=self.resolution, step=self.step, buckets=self.data.buckets)
 
-    def _batches(self, *, epoch: int, rank: int = 0, world_size: int = 1) -> list[list[Draw]]:
-        return batches(
-            self.layout,
-            batch_size=self.data.batch_size,
-            partial=self.data.partial_batches,
-            seed=self.seed,
-            epoch=epoch,
-            rank=rank,
-            world_size=world_size,
-        )
-
     def _dataset(self, samples: list[Sample], layout: Layout, *, dropout: float, cached: Cached | None) -> Bucketed:
         return Bucketed(
             samples,
             layout.places,
             seed=self.seed,
+            seeds={name: each.seed for name, each in self.data.concepts.items() if each.seed is not None},
             background=self.data.background,
             caption_dropout=dropout,
             cached=cached,
@@ -199,8 +184,11 @@ class BucketedDataModule(LightningDataModule):
 
     def _everything(self) -> list[tuple[Sample, Place]]:
         """The samples to train on, then those held out."""
-        samples, places = self.samples + self.validation_samples, self.layout.places + self.validation_layout.places
-        return list(zip(samples, places))
+        return [
+            pair
+            for each in (self.layout, self.validation_layout)
+            for pair in zip(each.samples, each.places, strict=True)
+        ]
 
     def _image_keys(self, identity: str, progress: Progress | None) -> list[str]:
         """The cache's key for each of `_everything`."""
@@ -236,6 +224,12 @@ class BucketedDataModule(LightningDataModule):
     def _hole(self, sample: Sample) -> filling.Hole:
         assert self.inpaint is not None and sample.mask is not None
         return filling.Hole(sample.mask, self.inpaint.fill)
+
+
+def rounds(layout: Layout, data: Data | DictConfig, seed: int) -> Rounds:
+    """The batches to train on."""
+    drawn = groups(layout, data.concepts, seed)
+    return Rounds(drawn, batch_size=data.batch_size, partial=data.partial_batches, seed=seed)
 
 
 def report(problem: Problem) -> str:

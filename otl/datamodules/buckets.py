@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from otl.types import Crop, Size
+
+Ints = NDArray[Any]
 
 ASPECTS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4)  # long side / short side
 
@@ -28,17 +34,24 @@ def square(resolution: int, step: int) -> list[Size]:
 
 
 def nearest(size: Size, sizes: Sequence[Size]) -> Size:
-    """The bucket whose ratio is nearest, as much too wide counting like as much too tall.
+    """The bucket whose ratio is nearest: see `assigned`."""
+    return sizes[int(assigned(np.array([size]), sizes)[0])]
 
-    Of equally near ones, the one nearer to the square, then the larger, then the taller.
+
+def assigned(images: Ints, sizes: Sequence[Size]) -> Ints:
+    """[N, 2] heights and widths -> [N] number of the bucket whose ratio is nearest.
+
+    As much too wide counts like as much too tall. Of equally near ones, the one nearer to the square is taken, then the
+    larger, then the taller.
     """
-    wanted = math.log(size.h / size.w)
-
-    def order(bucket: Size) -> tuple[float, float, int, int]:
-        ratio = math.log(bucket.h / bucket.w)
-        return round(abs(ratio - wanted), 9), round(abs(ratio), 9), -bucket.area, -bucket.h
-
-    return min(sizes, key=order)
+    wanted = np.log(images[:, 0] / images[:, 1])
+    ratios = [math.log(size.h / size.w) for size in sizes]
+    best, least = np.full(len(images), -1), np.full(len(images), np.inf)
+    for number in sorted(range(len(sizes)), key=lambda n: (round(abs(ratios[n]), 9), -sizes[n].area, -sizes[n].h)):
+        distance = np.abs(ratios[number] - wanted).round(9)
+        nearer = distance < least
+        best[nearer], least[nearer] = number, distance[nearer]
+    return best
 
 
 def scale(size: Size, bucket: Size) -> float:

@@ -15,14 +15,12 @@ from otl import rng
 from otl.config import Inpaint
 from otl.datamodules import images, masks, texts, views
 from otl.datamodules.entries import Entries
-from otl.datamodules.layout import Draw, Place
+from otl.datamodules.layout import Places
+from otl.datamodules.rounds import Epoch, Request
 from otl.datamodules.views import View
 from otl.types import Batch, Cond, Sample
 
-VALIDATION = "validation"  # in the place of the epoch: validation is the same every time
-
-Request = tuple[int | str, list[Draw]]
-"""The epoch and the draws of a batch; the epoch travels with them, because workers live longer than one."""
+VALIDATION = "validation"  # in the place of the round: validation is the same every time
 
 
 @dataclass
@@ -42,6 +40,7 @@ class Bucketed(Dataset[Batch]):
         samples: the dataset.
         places: one for each sample.
         seed: of the run.
+        seeds: by concept, of those that have one of their own.
         background: colour under transparent pixels.
         caption_dropout: share of captions replaced by the empty one, 0..1.
         cached: where latents and conditioning come from; None: pixels and captions alone.
@@ -52,9 +51,10 @@ class Bucketed(Dataset[Batch]):
     def __init__(
         self,
         samples: list[Sample],
-        places: list[Place],
+        places: Places,
         *,
         seed: int,
+        seeds: dict[str, int],
         background: str,
         caption_dropout: float,
         cached: Cached | None,
@@ -62,22 +62,22 @@ class Bucketed(Dataset[Batch]):
         hides: bool = True,
     ) -> None:
         self.inpaint, self.hides = inpaint, hides
-        self.samples, self.places, self.seed = samples, places, seed
+        self.samples, self.places, self.seed, self.seeds = samples, places, seed, seeds
         self.background, self.caption_dropout, self.cached = background, caption_dropout, cached
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, request: Request) -> Batch:
-        epoch, draws = request
+        round_number, draws = request
         indices = [index for index, _ in draws]
-        keys = torch.tensor([rng.key(self.seed, epoch, index, repeat) for index, repeat in draws])
+        keys = torch.tensor([rng.key(self.seed_of(index), round_number, index, draw) for index, draw in draws])
         texts = [self.caption(index, int(key)) for index, key in zip(indices, keys)]
         samples, shown = [self.samples[index] for index in indices], [self.view(index) for index in indices]
         latents, masked = self.latents(indices), self.masked(indices)
         needs_pixels = latents is None or (self.inpaint is not None and self.hides and masked is None)
         # Validation draws noise of its own, for several timesteps.
-        drawn = latents is not None and epoch != VALIDATION
+        drawn = latents is not None and round_number != VALIDATION
         return Batch(
             index=torch.tensor(indices),
             key=keys,
@@ -94,6 +94,9 @@ class Bucketed(Dataset[Batch]):
             mask=self.masks(samples, shown, keys),
             masked=masked,
         )
+
+    def seed_of(self, index: int) -> int:
+        return self.seeds.get(self.samples[index].concept, self.seed)
 
     def caption(self, index: int, key: int) -> str:
         """As trained this time: one of the image's captions, or the empty one."""
@@ -141,13 +144,13 @@ class Order(Sampler[Request]):
     """The batches of an epoch, and the place in it.
 
     Args:
-        batches: epoch -> its batches, of this rank.
+        epochs: number of an epoch -> its batches, of this rank.
     """
 
-    def __init__(self, batches: Callable[[int], list[list[Draw]]]) -> None:
-        self.batches = batches
+    def __init__(self, epochs: Callable[[int], Epoch]) -> None:
+        self.epochs = epochs
         self.epoch, self.delivered = 0, 0
-        self.length = len(batches(0))  # the same every epoch
+        self.length = len(epochs(0))  # the same every epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning's count of epochs; it is not followed into the middle of one, nor back.
@@ -168,7 +171,7 @@ class Order(Sampler[Request]):
 
     def __iter__(self) -> Iterator[Request]:
         # Not a generator: what is loaded ahead must not follow what happens meanwhile.
-        return iter([(self.epoch, draws) for draws in self.batches(self.epoch)[self.delivered :]])
+        return iter(self.epochs(self.epoch)[self.delivered :])
 
 
 class ResumableLoader(DataLoader[Batch]):

@@ -41,7 +41,6 @@ class Source:
     prompt: str | None
     captions: CaptionOptions
     type: ConceptType = ConceptType.train
-    repeats: int = 1
     weight: float = 1.0
     generate: int = 0  # images that are drawn where there are fewer
     recursive: bool = True
@@ -128,7 +127,6 @@ def _of_concept(name: str, concept: Any, options: CaptionOptions, share: float) 
         concept.prompt,
         options,
         ConceptType(concept.type),
-        repeats=concept.repeats,
         weight=concept.loss_weight,
         generate=concept.generate,
         recursive=concept.recursive,
@@ -188,7 +186,6 @@ def _read(item: Item, source: Source, index: Index, limits: Limits) -> Read | Br
         header.size,
         texts or [""],
         concept=source.concept,
-        repeats=1 if source.validation else source.repeats,
         weight=source.weight,
         validation=source.validation,
         prior=source.type == ConceptType.prior,
@@ -232,7 +229,7 @@ def _held_out(scanned: Scanned, source: Source) -> Scanned:
         names = list(pool.map(lambda each: _content(each.sample), scanned.whole))
     for each, name in zip(scanned.whole, names):
         if rng.uniform("validation", name) < share:
-            each.sample.validation, each.sample.repeats = True, 1
+            each.sample.validation = True
     if not any(each.sample.validation for each in scanned.whole):
         scanned.problems.append(findings.none_held_out(source.key, share, len(scanned.whole)))
     return scanned

@@ -20,10 +20,13 @@ def show(plan: dict[str, Any], console: Console | None = None) -> None:
         + (f" on each of {plan['ranks']} ranks" if plan["ranks"] > 1 else "")
     )
     console.print(buckets(plan))
+    if len(plan["concepts"]) > 1 or plan["images_waiting"]:
+        console.print(concepts(plan))
     console.print(
-        f"{plan['images_used']} of {plan['images_total']} images an epoch, {plan['images_dropped']} dropped, "
-        f"{plan['images_validation']} held out; {plan['steps_per_epoch']} steps an epoch, "
-        f"[bold]{plan['total_steps']} steps in all[/]"
+        f"{plan['images_used']} of {plan['images_total']} images in the first epoch, "
+        + (f"{plan['images_waiting']} in later ones, " if plan["images_waiting"] else "")
+        + f"{plan['images_dropped']} dropped, {plan['images_validation']} held out; "
+        f"{plan['steps_per_epoch']} steps an epoch, [bold]{plan['total_steps']} steps in all[/]"
     )
     if plan["inpaint"]:
         masks = plan["inpaint"]
@@ -42,6 +45,15 @@ def buckets(plan: dict[str, Any]) -> Table:
     table = Table("bucket (height x width)", "images", "batches", title="Images", title_justify="left")
     for bucket in plan["buckets"]:
         table.add_row(f"{bucket['height']} x {bucket['width']}", str(bucket["images"]), str(bucket["batches"]))
+    return table
+
+
+def concepts(plan: dict[str, Any]) -> Table:
+    table = Table("concept", "images", "seen an epoch", "share", "loss weight", title="Concepts", title_justify="left")
+    for row in plan["concepts"]:
+        table.add_row(
+            row["name"], str(row["images"]), f"{row['seen']:g}", f"{row['share']:.1%}", f"{row['loss_weight']:g}"
+        )
     return table
 
 

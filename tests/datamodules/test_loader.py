@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from otl import rng
-from otl.config import PartialBatches, SettingsError
-from otl.datamodules.bucketed import BucketedDataModule, batches
+from otl.config import Concept, SettingsError
+from otl.datamodules.bucketed import BucketedDataModule
 from otl.types import Batch
 from tests.datamodules.fakes import CountingEncoder, data, folder, module, same
 
@@ -75,6 +75,17 @@ def test_keys_depend_on_seed_epoch_sample_and_repeat(cached):
     assert [int(k) for b in epoch(made.train_dataloader(), 3) for k in b.key] == [
         rng.key(7, 3, int(i), 0) for b in epoch(made.train_dataloader(), 3) for i in b.index
     ]
+
+
+def test_a_concepts_own_seed_changes_its_keys_alone(cached, tmp_path):
+    folder(tmp_path / "more", 2)
+
+    def keys(seed: int | None) -> list[int]:
+        made = module(data(cached, concepts={"more": Concept(path=str(tmp_path / "more"), seed=seed)}))
+        return [key for _, key in sorted((int(b.index), int(b.key)) for b in made.train_dataloader())]
+
+    assert keys(None)[:7] == keys(3)[:7]
+    assert keys(3)[7:] == [rng.key(3, 0, index, 0) for index in (7, 8)] != keys(None)[7:]
 
 
 @WORKERS
@@ -260,9 +271,8 @@ def test_a_finished_run_can_be_made_longer(cached, tmp_path, steps):
 def expected_keys(path: Path, *, epochs: int) -> list[int]:
     """The random keys of whole epochs, in their order."""
     made = module(data(path, batch_size=2))
-    options = {"batch_size": 2, "partial": PartialBatches.keep, "seed": 7}
-    orders = [batches(made.layout, epoch=number, **options) for number in range(epochs)]
-    return [rng.key(7, number, *draw) for number, order in enumerate(orders) for batch in order for draw in batch]
+    orders = [made.rounds.epoch(number) for number in range(epochs)]
+    return [rng.key(7, number, *draw) for order in orders for number, draws in order for draw in draws]
 
 
 def test_a_pass_draws_nothing_from_the_numbers_that_dropout_draws_from(tmp_path: Path) -> None:

@@ -167,12 +167,11 @@ def test_concepts_carry_their_own_settings(tmp_path):
     (tmp_path / "rest").mkdir()
     (tmp_path / "c.png").rename(tmp_path / "rest" / "c.png")
     (tmp_path / "c.txt").rename(tmp_path / "rest" / "c.txt")
-    cats = Concept(path=str(tmp_path / "cats"), repeats=3, prompt="a cat", loss_weight=0.5)
+    cats = Concept(path=str(tmp_path / "cats"), prompt="a cat", loss_weight=0.5)
     dogs = Concept(path=str(tmp_path / "dogs"), type=ConceptType.validation)
     samples, problems = scan(data(tmp_path / "rest", concepts={"cats": cats, "dogs": dogs}))
     assert not problems
     assert [sample.concept for sample in samples] == ["data", "cats", "dogs"]
-    assert [sample.repeats for sample in samples] == [1, 3, 1]
     assert [sample.weight for sample in samples] == [1.0, 0.5, 1.0]
     assert [sample.validation for sample in samples] == [False, False, True]
     assert samples[1].captions == ["a cat"]

@@ -1,6 +1,7 @@
 """What a plan says, against published numbers and counts by hand."""
 
 import json
+from collections import Counter
 
 import pytest
 from PIL import Image
@@ -64,6 +65,27 @@ def test_padding_says_which_images_are_seen_again(settings, sd15_folder, photos)
     assert (got["images_used"], got["steps_per_epoch"]) == (9, 6)
     reasons = {row["reason"] for row in got["images"] if not row["dropped"]}
     assert reasons == {"1 of the bucket's images are seen once more each epoch"}
+
+
+def concept(photos, *fields):
+    return [f"data.concepts.more.{field}" for field in (f"path={photos}", *fields)]
+
+
+def test_concepts_say_how_many_images_an_epoch_shows(settings, sd15_folder, photos):
+    """Nine images once and nine images two and a half times."""
+    got = made(settings, sd15_folder, photos, *concept(photos, "repeats=2.5", "loss_weight=0.5"))
+    assert [tuple(row.values()) for row in got["concepts"]] == [
+        ("data", 9, 9, round(9 / 31.5, 4), 1.0),
+        ("more", 9, 22.5, round(22.5 / 31.5, 4), 0.5),
+    ]
+    assert sorted(Counter(row["repeats"] for row in got["images"] if not row["dropped"]).items()) == [(1, 9), (2.5, 9)]
+
+
+def test_images_that_have_their_turn_in_later_epochs_are_not_dropped(settings, sd15_folder, photos):
+    """A third of nine images, one at a time."""
+    got = made(settings, sd15_folder, photos, "data.path=null", "data.batch_size=1", *concept(photos, "samples=3"))
+    counts = ("images_total", "images_used", "images_waiting", "images_dropped", "steps_per_epoch")
+    assert [got[key] for key in counts] == [10, 3, 6, 1, 3]
 
 
 def test_epochs_become_steps_with_accumulation(settings, sd15_folder, photos):
