@@ -288,6 +288,9 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
     for key, path in places.items():
         if isinstance(path, str) and path and "://" not in path and not re.search(r"[*?]", path):
             yield from _check_source(key, path)
+    name = (settings.get("output") or {}).get("name")
+    if isinstance(name, str) and (Path(name).name != name or name.startswith(".")):
+        yield Problem("output.name", f"{name!r} is no plain file name: results stay in the run's folder, hydra.run.dir")
     resume = settings.get("resume")
     if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
         yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")

@@ -71,6 +71,12 @@ MISTAKES = [
     ("sample.prompts=cat", "sample.prompts", "cat", "a list"),
     ("seed=one", "seed", "one", "a whole number"),
     ("resume=no/such.ckpt", "resume", "no/such.ckpt", "auto"),
+    ("output.name=../elsewhere", "output.name", "../elsewhere", "hydra.run.dir"),
+    ("output.name=.hidden", "output.name", ".hidden", "hydra.run.dir"),
+    ("manifest=no/such.json", "manifest", "no/such.json", "task=repeat"),
+    ("output.title=hf_aaaaaaaaaaaaaaaaaaaaaaaa", "output.title", "token", "HF_TOKEN"),
+    ("trainer.strategy._target_=os.system", "trainer.strategy._target_", "os.system", "is refused"),
+    ("hydra.launcher._target_=os.system", "hydra.launcher._target_", "os.system", "is refused"),
     ("task=tarin", "task", "tarin", "did you mean train?"),
     ("task.folder=runs/", "task.folder", "runs/", "leave it out"),
     ("experiment=no_such_preset", "experiment", "no_such_preset", ""),
@@ -129,7 +135,7 @@ def test_a_callback_can_be_switched_off(settings: Callable[..., DictConfig], tmp
 
 
 def test_there_are_enough_mistakes() -> None:
-    assert len(MISTAKES) >= 25
+    assert len(MISTAKES) >= 60
 
 
 def test_all_mistakes_of_a_line_are_told_at_once(typed: Callable[..., Result]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import pickle
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -70,8 +73,8 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     record = manifest.start(settings, data, folder)
     started = time.monotonic()
     try:
-        with ranks.started(folder):
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+        with ranks.started(folder), only_numbers(resume):
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     except BaseException as error:
         manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
         end_ranks(trainer, error)
@@ -83,6 +86,23 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
             module.export(folder / settings.output.name)
     manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
     closing(settings, trainer, folder, seconds=time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def only_numbers(resume: Path | None) -> Iterator[None]:
+    """Around the loading of a checkpoint, which may be a stranger's: one that could run code is not loaded.
+
+    Raises:
+        SettingsError: it holds anything but tensors and plain values.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(
+            f"resume={resume}: not loaded, since a checkpoint with other things in it than numbers and words can run "
+            f"programs ({reason}); use one that OTL wrote"
+        ) from error
 
 
 def end_ranks(trainer: Trainer, error: BaseException) -> None:
