@@ -110,6 +110,9 @@ RANGES = {  # `*` stands for one name
     "trainer.gradient_clip_val": Range(0),
     "callbacks.*.every": COUNT,
     "callbacks.checkpoint.keep": COUNT,
+    "callbacks.checkpoint.every_minutes": POSITIVE,
+    "callbacks.checkpoint.every_epochs": COUNT,
+    "callbacks.checkpoint.wait": Range(0),
     "callbacks.ema.decay": Range(0, 1, high_excluded=True),
 }
 

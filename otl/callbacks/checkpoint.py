@@ -3,84 +3,103 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
 import signal
-import threading
-import zipfile
+import time
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from otl.callbacks import randomness
+from otl.callbacks.backups import FOLDER, Backups
 from otl.callbacks.guard import require_finite
+from otl.callbacks.snapshot import bytes_of, fits, snapshot
+from otl.callbacks.stops import Stopped, Stops
 from otl.callbacks.timing import Steps, due, paused
+from otl.callbacks.writer import Writer
 from otl.config import RunEnded, SettingsError
-from otl.formats.files import whole
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Stopped(RunEnded):
-    """The run was asked to stop, and did so after a checkpoint.
-
-    Args:
-        signal_number: what asked for it; a program stopped by it exits with 128 + this number.
-        path: the checkpoint from which `resume=auto` goes on.
-    """
-
-    def __init__(self, signal_number: int, path: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}; go on with resume=auto (from {path})")
-        self.signal_number, self.path = signal_number, path
-        self.exit_code = 128 + signal_number
-
 
 class Checkpoint(Callback):
-    """Saves every so many optimizer steps, at the end, and when the run is asked to stop.
+    """Saves at every so many steps, minutes or epochs, at the end, when the run is asked to stop, and when it fails
+    between two steps.
 
-    SIGTERM and the first Ctrl-C wait for the end of the optimizer step, save, and raise `Stopped`; the second acts at
-    once. Between optimizer steps there are gradients that no checkpoint holds.
+    A checkpoint is made between optimizer steps, when no gradient waits, and after the validation that follows the
+    step. SIGTERM, SIGUSR1 and the first Ctrl-C wait for that, save, and raise `Stopped`; the second acts at once.
 
     Args:
-        every: optimizer steps; None: at the end only.
+        every: optimizer steps; None: not by steps.
+        every_minutes: minutes since the last one; None: not by time.
+        every_epochs: epochs; None: not by epochs.
         keep: newest checkpoints kept; older ones that this run wrote are deleted.
+        best: whether the one with the lowest validation loss is kept too, and made after each lower one.
+        asynchronous: whether training goes on while one is written, from a copy in the CPU's memory.
+        wait: minutes that a full disk is waited for, before the run ends.
+        requeue: signals upon which a SLURM job is put back into the queue as well.
     """
 
-    def __init__(self, every: int | None = 500, keep: int = 2) -> None:
-        self.every, self.keep = every, keep
-        self._steps = Steps()
-        self._folder = Path()
-        self._written: list[str] = []  # names in the folder, oldest first
+    def __init__(
+        self,
+        every: int | None = 500,
+        every_minutes: float | None = None,
+        every_epochs: int | None = None,
+        keep: int = 2,
+        best: bool = False,
+        asynchronous: bool = True,
+        wait: float = 60.0,
+        requeue: list[Literal["SIGUSR1", "SIGTERM"]] | None = None,
+    ) -> None:
+        self.every, self.every_minutes, self.every_epochs = every, every_minutes, every_epochs
+        self.keep, self.best, self.asynchronous, self.wait = keep, best, asynchronous, wait
+        self.requeue = requeue or []
+        self._steps, self._stops, self._writer = Steps(), Stops(), Writer()
+        self._backups = Backups(Path(), keep=keep, wait=wait)
+        self._begun_step = self._begun_at = 0  # optimizer steps, and batches, when the batch began
         self._saved_step: int | None = None
+        self._saved_at = 0.0  # seconds
+        self._due = False  # whether a checkpoint is to be made after this step
+        self._val_loss: float | None = None  # of the weights as they are
+        self._lowest = math.inf  # validation loss so far
         self._randomness: dict[str, Any] | None = None
-        self._asked: int | None = None  # the signal that asks for a stop
-        self._handlers: dict[int, Any] = {}
-        self._process = 0  # that trains; the loader's workers inherit its handlers
 
     def setup(self, trainer: Trainer, pl_module: DiffusionModule, stage: str) -> None:
-        """Raises SettingsError: a number below 1."""
-        for name, count in (("every", self.every), ("keep", self.keep)):
-            if count is not None and count < 1:
+        """Raises SettingsError: a number below 1, or `best` without held-out images."""
+        for name in ("every", "every_epochs", "keep"):
+            if (count := getattr(self, name)) is not None and count < 1:
                 raise SettingsError(f"callbacks.checkpoint.{name}={count}: give at least 1")
-        self._folder = pl_module.run_dir / FOLDER
+        if self.best and not trainer.enable_validation:
+            raise SettingsError(
+                "callbacks.checkpoint.best=true has no effect: there are no held-out images; give some by "
+                "data.validation_share or a concept of type=validation"
+            )
+        self._backups = Backups(pl_module.run_dir / FOLDER, keep=self.keep, wait=self.wait)
+        trainer.strategy.checkpoint_io = Hand(self._write)
         # Last, so that what the other callbacks do at a step is done when its checkpoint appears.
         trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self._steps.start(trainer)
-        self._asked, self._saved_step = None, None
-        self._catch_signals()
+        self._saved_step, self._begun_step, self._saved_at = None, trainer.global_step, time.monotonic()
+        self._val_loss = None
+        if trainer.is_global_zero:
+            self._backups.begin(Path(trainer.ckpt_path) if trainer.ckpt_path else None)
+            self._lowest = self._backups.lowest
+        self._stops.begin()
         if self._randomness is not None:
             randomness.restore(self._randomness)
             self._randomness = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int) -> None:
+        self._begun_step, self._begun_at, self._val_loss = trainer.global_step, position(trainer), None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,38 +107,90 @@ class Checkpoint(Callback):
         """Raises Stopped: a signal has asked for it."""
         if not self._steps.advanced(trainer):
             return
-        stop = trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False)
-        # The last step's is saved here, not at the end of training: from there Lightning would go on with a new epoch.
-        if stop or due(trainer.global_step, self.every) or trainer.global_step == pl_module.total_steps:
-            path = self._save(trainer, pl_module)
-            if stop and trainer.global_step < pl_module.total_steps:
-                raise Stopped(self._asked or signal.SIGTERM, path)
+        self._writer.check()
+        self._due = self._is_due(trainer, pl_module)
+        if not validates_now(trainer):
+            self._settle(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """Raises Stopped: a signal has asked for it."""
+        if self._between_steps(trainer) and not trainer.sanity_checking:
+            self._val_loss = float(trainer.callback_metrics["val_loss"])
+            self._settle(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        self._release_signals()
+        self._stops.end()
         if self._saved_step != trainer.global_step:
             self._save(trainer, pl_module)
+        self._writer.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
-        self._release_signals()
+        """What was done up to the last step is saved, where that can be: a process alone cannot do it for all ranks."""
+        self._stops.end()
+        if not isinstance(exception, Exception):
+            return
+        together = trainer.world_size == 1 or (isinstance(exception, RunEnded) and exception.on_all_ranks)
+        try:
+            if together and self._between_steps(trainer) and self._saved_step != trainer.global_step:
+                log.info(f"saved {self._save(trainer, pl_module)}; go on with resume=auto")
+            self._writer.finish()
+        except Exception as error:
+            log.error(f"and what was done since the last checkpoint could not be saved: {error}")
+
+    def _between_steps(self, trainer: Trainer) -> bool:
+        """Whether this batch's optimizer step is done: no gradient waits, and no other batch is taken yet."""
+        return trainer.global_step > self._begun_step and position(trainer) == self._begun_at
+
+    def _is_due(self, trainer: Trainer, module: DiffusionModule) -> bool:
+        step = trainer.global_step
+        by_epoch = self.every_epochs and module.steps_per_epoch * self.every_epochs
+        # The last step's is saved here, not at the end of training: from there Lightning would go on with a new epoch.
+        return due(step, self.every) or due(step, by_epoch) or self._is_time(trainer) or step == module.total_steps
+
+    def _is_time(self, trainer: Trainer) -> bool:
+        """By a clock that does not jump; all ranks go by any one's."""
+        if self.every_minutes is None:
+            return False
+        late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        return trainer.strategy.reduce_boolean_decision(late, all=False)
+
+    def _settle(self, trainer: Trainer, module: DiffusionModule) -> None:
+        """Save if it is time to, and stop if that is asked for."""
+        stop = trainer.strategy.reduce_boolean_decision(self._stops.asked is not None, all=False)
+        better = self.best and self._val_loss is not None and self._is_lowest(trainer, self._val_loss)
+        if stop or better or self._due:
+            path = self._save(trainer, module)
+            if stop and trainer.global_step < module.total_steps:
+                self._writer.finish()
+                number = self._stops.asked or signal.SIGTERM  # another rank's
+                raise Stopped(number, path, requeue=signal.Signals(number).name in self.requeue)
+
+    def _is_lowest(self, trainer: Trainer, val_loss: float) -> bool:
+        """Whether a validation loss is lower than all before, by what the first rank knows; NaN never is."""
+        lower = trainer.is_global_zero and val_loss < self._lowest
+        self._lowest = min(self._lowest, val_loss) if lower else self._lowest
+        return trainer.strategy.reduce_boolean_decision(lower, all=False)
 
     def _save(self, trainer: Trainer, module: DiffusionModule) -> Path:
-        path = self._folder / f"step-{trainer.global_step:08d}.ckpt"
+        path = self._backups.folder / f"step-{trainer.global_step:08d}.ckpt"
         require_finite(module, trainer.global_step)
-        # Before saving: the checkpoint itself holds the list.
-        self._written = [name for name in self._written if name != path.name] + [path.name]
         with paused(trainer):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if trainer.is_global_zero:
-                with whole(path) as aside:
-                    trainer.save_checkpoint(aside, weights_only=False)
-                while len(self._written) > self.keep:
-                    (self._folder / self._written.pop(0)).unlink(missing_ok=True)
-            else:
-                trainer.save_checkpoint(path, weights_only=False)  # takes part; only the first process writes
-        self._saved_step = trainer.global_step
-        log.debug(f"saved {path}")
+            trainer.save_checkpoint(path, weights_only=False)  # all take part; the first process writes, by `_write`
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         return path
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Now, or beside the training."""
+        self._writer.finish()
+        val_loss = self._val_loss if self.best else None
+        beside = self.asynchronous and fits(bytes_of(checkpoint))
+        held = snapshot(checkpoint) if beside else checkpoint
+
+        def hurry() -> bool:
+            return self._backups.failed or self._stops.asked is not None
+
+        save = partial(self._backups.save, held, path.name, val_loss=val_loss, give_up=hurry)
+        self._writer.start(save) if beside else save()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["randomness"] = randomness.states()
@@ -127,50 +198,25 @@ class Checkpoint(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
         self._randomness = checkpoint["randomness"]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"folder": str(self._folder.resolve()), "written": list(self._written)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A run that goes on from another folder's checkpoint has written nothing here."""
-        if state_dict["folder"] == str(self._folder.resolve()):
-            self._written = list(state_dict["written"])
+class Hand(TorchCheckpointIO):
+    """Lightning's way to a file: what it gathers for a checkpoint is handed on."""
 
-    def _catch_signals(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self._process = os.getpid()
-            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
+    def __init__(self, write: Any) -> None:
+        self.write = write
 
-    def _release_signals(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return  # Ctrl-C reaches the workers too, and the step may still need their batches
-        self._asked = number
-        self._release_signals()
-        # Not the log: a handler may interrupt it in the middle of a line.
-        os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop at once\n")
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.write(checkpoint, Path(path))
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint in `folder` that was written last and is a whole file; None where there is none.
-
-    By the time it was written: a run that replaced an earlier one may not have come as far as that one yet.
-    """
-    paths = folder.glob("step-*.ckpt")
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
-        if is_whole(path):
-            return path
-        log.warning(f"{path} is damaged and passed over")
-    return None
+def validates_now(trainer: Trainer) -> bool:
+    """Whether Lightning validates after this step, by its own decision. A checkpoint from before that would lose the
+    validation: Lightning does not make up for it."""
+    loop = trainer.fit_loop
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
 
-def is_whole(path: Path) -> bool:
-    """Whether every byte of a torch file is as it was written, by its own checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError):
-        return False
+def position(trainer: Trainer) -> int:
+    """Batches that the loader has delivered since the beginning of the run."""
+    state = trainer.train_dataloader.state_dict()
+    return state["epoch"] * trainer.num_training_batches + state["delivered"]

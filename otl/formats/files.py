@@ -26,11 +26,11 @@ class DiskError(RunEnded):
     on_all_ranks = False
 
     def __init__(self, path: Path, error: OSError) -> None:
+        self.number, self.reason = error.errno, f"{error.strerror or error} ({free_space(path.parent)} are free there)"
         super().__init__(
-            f"{destination(path)} cannot be written: {error.strerror or error} ({free_space(path.parent)} are free "
-            "there). Nothing half written is left. Make room or mend the disk, and go on with resume=auto"
+            f"{destination(path)} cannot be written: {self.reason}. Nothing half written is left; make room or mend "
+            "the disk, and go on with resume=auto"
         )
-        self.number = error.errno
 
 
 @contextmanager
@@ -126,8 +126,10 @@ def free_space(folder: Path) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as one reads them: "734 MB", "1.5 GB"."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    """Bytes as one reads them: "12 kB", "734 MB", "1.5 GB"."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

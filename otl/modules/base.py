@@ -93,6 +93,7 @@ class DiffusionModule(Networks, Training):
         self.output_options: Output = Output()
         self.seed = 0
         self.total_steps = 0  # optimizer steps of the whole run
+        self.steps_per_epoch = 0  # optimizer steps
         self.run_dir = Path()
         self.data_resolution = self.resolution
         self.settings: dict[str, Any] = {}  # the resolved config, kept in checkpoints

@@ -16,8 +16,9 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, open_dict
 
-from otl.callbacks.checkpoint import newest
+from otl.callbacks.backups import newest
 from otl.callbacks.progress import track
+from otl.callbacks.stops import at_once
 from otl.config import RunEnded, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule, report
 from otl.modules.base import DiffusionModule
@@ -30,6 +31,7 @@ from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, tot
 log = logging.getLogger(__name__)
 
 
+@at_once()
 def train(settings: DictConfig, folder: Path | None = None) -> None:
     """The whole run, in its order.
 
@@ -67,6 +69,7 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
         trainer.limit_val_batches = 0  # else Lightning prepares for it after each epoch
     batches = data.batches_per_epoch(trainer.world_size)
     module.total_steps = total_steps(settings.trainer, batches)
+    module.steps_per_epoch = steps_per_epoch(batches, settings.trainer.accumulate_grad_batches)
     set_end(trainer, module.total_steps)
 
     summary(module, data, trainer, batches)

@@ -72,6 +72,7 @@ class TinyModule(LightningModule):
     def __init__(self, run_dir: Path, total_steps: int, *, lr: float = 0.05, poisoned: int | None = None) -> None:
         super().__init__()
         self.run_dir, self.total_steps, self.lr = run_dir, total_steps, lr
+        self.steps_per_epoch = 3  # without accumulation
         self.poisoned = poisoned  # number of an image that makes the loss NaN
         self.data_resolution = 8
         self.sample_options = SampleOptions()
@@ -168,6 +169,7 @@ def run(tmp_path: Path) -> Run:
         accumulate: int = 1,
         change: Callable[[TinyModule], Any] = lambda module: None,
         validate: bool = False,
+        loader: TinyLoader | None = None,
         logger: Any = False,
         plugins: Any = None,
         log_every: int = 1,
@@ -191,7 +193,7 @@ def run(tmp_path: Path) -> Run:
             log_every_n_steps=log_every,
             limit_val_batches=1.0 if validate else 0,
         )
-        trainer.fit(module, TinyLoader(), HeldOut(), ckpt_path=ckpt, weights_only=True)
+        trainer.fit(module, loader or TinyLoader(), HeldOut(), ckpt_path=ckpt, weights_only=True)
         return module
 
     return fit
