@@ -24,7 +24,7 @@ from otl.datamodules.bucketed import BucketedDataModule, report
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.quiet import undouble_lightning
-from otl.tasks import classes, manifest, plan, ranks
+from otl.tasks import classes, manifest, plan, ranks, slurm
 from otl.tasks.precision import allow_tf32, choose
 from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, total_steps
 
@@ -81,6 +81,7 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     except BaseException as error:
         manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
         end_ranks(trainer, error)
+        slurm.requeue(settings, error)
         raise
     if (
         resume and trainer.is_global_zero and not exported(settings, folder)

@@ -1,0 +1,43 @@
+"""SLURM: a run that is asked to stop, ahead of a time limit or by a preemption, goes back into the queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+
+from omegaconf import DictConfig
+
+from otl.callbacks.stops import Stopped
+from otl.quiet import speaks
+
+log = logging.getLogger(__name__)
+
+
+def job() -> str | None:
+    """The id of the SLURM job that this process belongs to, as scontrol takes it; None: of none."""
+    array, number = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID")
+
+
+def requeue(settings: DictConfig, error: BaseException) -> None:
+    """Put the job back, where it has saved what it did, and will go on from there.
+
+    Args:
+        error: what has ended the run.
+    """
+    number = job()
+    if number is None or not isinstance(error, Stopped) or not error.requeue or error.path is None or not speaks():
+        return
+    if settings.resume != "auto":
+        log.warning(f"SLURM job {number} is not put back into the queue: it would begin anew; add resume=auto")
+        return
+    try:
+        done = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True)
+    except OSError as missing:
+        log.error(f"SLURM job {number} is not put back into the queue: scontrol cannot be called ({missing})")
+        return
+    if done.returncode:
+        log.error(f"SLURM job {number} is not put back into the queue: {done.stderr.strip() or done.stdout.strip()}")
+    else:
+        log.info(f"SLURM job {number} is back in the queue; it goes on from {error.path}")

@@ -1,0 +1,85 @@
+"""A SLURM job that is asked to stop goes back into the queue, where it would go on by itself."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from otl.callbacks.stops import Stopped
+from otl.tasks import slurm
+
+SAVED = Path("runs/dog/checkpoints/step-00000003.ckpt")
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """A program of that name that writes down what it is called with, and ends with what the file `code` says."""
+    program = tmp_path / "scontrol"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho no such job >&2\nexit $(cat {tmp_path}/code)\n')
+    program.chmod(0o755)
+    (tmp_path / "code").write_text("0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "815")
+    return lambda: (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+
+
+def stopped(requeue=True, path=SAVED):
+    return Stopped(signal.SIGUSR1, path, requeue=requeue)
+
+
+def test_it_goes_back_after_a_checkpoint(scontrol, settings):
+    slurm.requeue(settings("resume=auto"), stopped())
+    assert scontrol() == "requeue 815\n"
+
+
+def test_one_of_an_array_goes_back_alone(scontrol, settings, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "800")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    slurm.requeue(settings("resume=auto"), stopped())
+    assert scontrol() == "requeue 800_3\n"
+
+
+@pytest.mark.parametrize(
+    "error", [stopped(requeue=False), stopped(path=None), ValueError(), KeyboardInterrupt()], ids=repr
+)
+def test_nothing_else_sends_it_back(scontrol, settings, error):
+    slurm.requeue(settings("resume=auto"), error)
+    assert scontrol() == ""
+
+
+def test_other_ranks_do_not(scontrol, settings, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    slurm.requeue(settings("resume=auto"), stopped())
+    assert scontrol() == ""
+
+
+def test_a_run_that_would_begin_anew_is_not_sent_back_and_says_so(scontrol, settings, caplog):
+    slurm.requeue(settings(), stopped())
+    assert scontrol() == ""
+    assert "add resume=auto" in caplog.text
+
+
+def test_what_goes_wrong_is_said(scontrol, settings, caplog, tmp_path, monkeypatch):
+    (tmp_path / "code").write_text("1")
+    slurm.requeue(settings("resume=auto"), stopped())
+    monkeypatch.setenv("PATH", "")
+    slurm.requeue(settings("resume=auto"), stopped())
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 2
+    assert "no such job" in errors[0] and "scontrol cannot be called" in errors[1]
+
+
+def test_outside_of_slurm_nothing_is_called(scontrol, settings, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID")
+    slurm.requeue(settings("resume=auto"), stopped())
+    assert scontrol() == ""
+
+
+@pytest.mark.parametrize(("listed", "expected"), [("[SIGUSR1]", False), ("[SIGUSR1, SIGTERM]", True), ("null", False)])
+def test_the_setting_says_which_signals_send_it_back(settings, listed, expected):
+    from hydra.utils import instantiate
+
+    options = settings(f"callbacks.checkpoint.requeue={listed}").callbacks.checkpoint
+    assert ("SIGTERM" in instantiate(options, _convert_="all").requeue) is expected
