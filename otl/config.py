@@ -154,6 +154,27 @@ class MaskResize(Enum):
     area = "area"  # the share of masked pixels, 0..1
 
 
+class Sampler(Enum):
+    """How pictures are denoised, by the names that other programs have for it."""
+
+    ddim = "ddim"
+    ddpm = "ddpm"
+    euler = "euler"
+    euler_a = "euler_a"
+    dpmpp_2m = "dpmpp_2m"
+    dpmpp_2m_karras = "dpmpp_2m_karras"
+    dpmpp_2m_sde = "dpmpp_2m_sde"
+    unipc = "unipc"
+
+
+class TimestepSpacing(Enum):
+    """Which of the schedule's timesteps the steps of a picture are."""
+
+    leading = "leading"  # evenly from 0: never the last one
+    trailing = "trailing"  # evenly to the last one: for few steps, and for zero-terminal-SNR
+    linspace = "linspace"  # evenly from the first to the last one
+
+
 class CheckpointFormat(Enum):
     """How a whole model is written."""
 
@@ -332,6 +353,8 @@ class SampleOptions:
     seeds: list[int] = field(default_factory=lambda: [0])  # one picture for each prompt and seed
     steps: int = 25  # denoising steps
     guidance: Optional[float] = None  # classifier-free guidance scale, 1 is none; null: the family's usual
+    sampler: Optional[Sampler] = None  # ddim, ddpm, euler, euler_a, dpmpp_2m, ...; null: the checkpoint's own
+    timestep_spacing: Optional[TimestepSpacing] = None  # leading, trailing or linspace; null: the checkpoint's own
     height: Optional[int] = None  # pixels; null: data.resolution
     width: Optional[int] = None  # pixels; null: data.resolution
     batch_size: int = 4  # pictures drawn at once

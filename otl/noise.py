@@ -196,13 +196,21 @@ def last_snr(schedule: Noise) -> float:
     Raises:
         SettingsError: it is 0, so that the offset would be 0 at every other step.
     """
-    last = schedule.snr(schedule.sample(torch.ones(1, dtype=torch.float64))).item()
-    if last <= 0:
+    if ends_in_noise(schedule):
         raise SettingsError(
             "noise.offset_generalized=true does not go with a schedule that ends in pure noise (zero terminal SNR, or "
             "a flow): its strength is relative to that of the last step. Set noise.offset_generalized=false"
         )
-    return last
+    return snr_at_the_end(schedule)
+
+
+def ends_in_noise(schedule: Noise) -> bool:
+    """Whether nothing of the picture is left at the last timestep (zero terminal SNR, a flow)."""
+    return snr_at_the_end(schedule) <= 0
+
+
+def snr_at_the_end(schedule: Noise) -> float:
+    return schedule.snr(schedule.sample(torch.ones(1, dtype=torch.float64))).item()
 
 
 def multires(keys: Tensor, shape: tuple[int, int, int], stream: str, *, iterations: int, discount: float) -> Tensor:

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from otl import loss, noise
-from otl.config import Inpaint, Loss, NoiseOptions, Output, SampleOptions, SettingsError
+from otl.config import (
+    Inpaint,
+    Loss,
+    NoiseOptions,
+    Output,
+    SampleOptions,
+    Sampler,
+    SettingsError,
+    TimestepSpacing,
+)
 from otl.modules import drawing, inpainting
 from otl.modules.networks import Networks
 from otl.modules.training import Training
@@ -233,12 +242,15 @@ class DiffusionModule(Networks, Training):
         guidance: float | None = None,
         size: Size | None = None,
         batch_size: int = 4,
+        sampler: Sampler | None = None,
+        timestep_spacing: TimestepSpacing | None = None,
         canvases: list[inpainting.Canvas] | None = None,
     ) -> list[Image]:
         """One picture for each pair of prompt and seed, by the stock pipeline. The same on every call.
 
         Args:
             guidance: None: the family's usual.
+            sampler, timestep_spacing: None: the checkpoint's own.
             canvases: what an inpainting model paints in, one for each pair; None: all of an empty picture.
         """
         return drawing.draw(
@@ -250,6 +262,8 @@ class DiffusionModule(Networks, Training):
             guidance=self.guidance if guidance is None else guidance,
             size=size or Size(self.data_resolution, self.data_resolution),
             batch_size=batch_size,
+            sampler=sampler,
+            timestep_spacing=timestep_spacing,
             canvases=canvases,
         )
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from otl.modules import inpainting
+from otl.config import Sampler, TimestepSpacing
+from otl.modules import inpainting, samplers
 from otl.types import Cond, Size
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def draw(
     guidance: float,
     size: Size,
     batch_size: int,
+    sampler: Sampler | None = None,
+    timestep_spacing: TimestepSpacing | None = None,
     canvases: list[Canvas] | None = None,
 ) -> list[Image]:
     """One picture for each pair of prompt and seed. The same on every call; the module is left as it was.
@@ -47,7 +50,7 @@ def draw(
             texts = prompts[chosen]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[chosen]]
             uncond = [conds[negative_prompt]] * len(texts)
-            with module.autocast(), sampling_scheduler(module):
+            with module.autocast(), sampling_scheduler(module, sampler, timestep_spacing):
                 latents = latents_of(
                     module,
                     stacked([conds[text] for text in texts], module.device),
@@ -136,20 +139,12 @@ def without_text_encoders(module: DiffusionModule) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sampling_scheduler(module: DiffusionModule) -> Iterator[None]:
-    """The checkpoint's own scheduler, or one that agrees with how the run trains."""
+def sampling_scheduler(
+    module: DiffusionModule, sampler: Sampler | None = None, spacing: TimestepSpacing | None = None
+) -> Iterator[None]:
+    """In the pipeline, for the time of the block: what `samplers.scheduler` gives."""
     own = module.pipeline.scheduler
-    changes: dict[str, Any] = {}
-    if module.prediction is not None:
-        changes["prediction_type"] = module.prediction
-    if module.zero_terminal_snr is not None:
-        changes["rescale_betas_zero_snr"] = module.zero_terminal_snr
-    if module.zero_terminal_snr:
-        changes["timestep_spacing"] = "trailing"
-    if changes:
-        from diffusers import DDIMScheduler
-
-        module.pipeline.scheduler = DDIMScheduler.from_config(own.config, clip_sample=False, **changes)
+    module.pipeline.scheduler = samplers.scheduler(module, sampler, spacing)
     try:
         yield
     finally:

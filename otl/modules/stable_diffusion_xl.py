@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLInpaintPipeline, StableDif
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from otl import noise
 from otl.formats.original import sgm_unet_names
 from otl.formats.single_file import clip, marks, open_clip
 from otl.modules.base import DiffusionModule
@@ -55,8 +56,8 @@ class StableDiffusionXL(DiffusionModule):
     def single_file(self) -> dict[str, Tensor]:
         first = clip("conditioner.embedders.0.transformer", self.part("text_encoder").state_dict())
         second = open_clip("conditioner.embedders.1.model", self.part("text_encoder_2").state_dict())
-        snr_is_zero = self.noise_schedule.snr(self.noise_schedule.sample(torch.ones(1)))[0] == 0
-        kind = marks(prediction=self.noise_schedule.prediction, zero_terminal_snr=bool(snr_is_zero))
+        schedule = self.noise_schedule
+        kind = marks(prediction=schedule.prediction, zero_terminal_snr=noise.ends_in_noise(schedule))
         return original_images(self) | first | second | kind
 
     def encode_image(self, pixels: Tensor) -> Tensor:

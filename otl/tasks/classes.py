@@ -88,6 +88,8 @@ def draw(module: Any, source: Source) -> None:
             negative_prompt=options.negative_prompt,
             steps=options.steps,
             guidance=options.guidance,
+            sampler=options.sampler,
+            timestep_spacing=options.timestep_spacing,
             batch_size=options.batch_size,
         )
         for name, picture in zip(chosen, drawn):

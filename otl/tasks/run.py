@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from otl.config import Data, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
-from otl.modules import inpainting
+from otl.modules import inpainting, samplers
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.types import Captions
@@ -43,11 +43,13 @@ def build_skeleton(settings: DictConfig) -> DiffusionModule:
     """The same on the meta device: what there will be, before any weight is loaded.
 
     Raises:
-        SettingsError: the method does not fit the model, or something is set that only inpainting models have.
+        SettingsError: the method does not fit the model, or something is set that it cannot have: what only inpainting
+            models have, or a sampler that cannot draw it.
     """
     module = build_module(settings)
     module.build_skeleton()
     inpainting.check_settings(module)
+    samplers.refuse(module, module.sample_options.sampler, module.sample_options.timestep_spacing)
     return module
 
 
