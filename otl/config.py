@@ -231,8 +231,10 @@ def overridden(common: Options, own: Any) -> Options:
 
 if TYPE_CHECKING:
     OwnCaptionOptions = CaptionOptions
+    OwnAugment = Augment
 else:
     OwnCaptionOptions = overridable(CaptionOptions)
+    OwnAugment = overridable(Augment)
 
 
 @dataclass
@@ -252,6 +254,7 @@ class Concept:
     seed: Optional[int] = None  # of its order, captions and noise; null: the run's
     prompt: Optional[str] = None  # captions, one a line, of images without any of their own
     captions: OwnCaptionOptions = field(default_factory=OwnCaptionOptions)  # each field: null is that of data.captions
+    augment: OwnAugment = field(default_factory=OwnAugment)  # each field: null is that of data.augment
     loss_weight: float = 1.0  # multiplier of the loss of its images
     generate: int = 0  # images: where the folder has fewer, the model draws the rest from `prompt` before the run
 
@@ -268,6 +271,8 @@ class Data:
     batch_size: int = 1  # images
     buckets: bool = True  # aspect buckets; false: one square, cropped
     partial_batches: PartialBatches = PartialBatches.keep  # keep, pad or drop
+    augment: Augment = field(default_factory=Augment)
+    image_variations: int = 1  # variations of each image in the cache, where something is random; all come by turns
     background: str = "white"  # the colour under transparent pixels, a name or #rrggbb
     missing_captions: Missing = Missing.error  # error, warn, skip or allow
     broken_images: Broken = Broken.error  # error or skip

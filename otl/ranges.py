@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from otl.augmentation import without_effect
 from otl.config import ARCHIVES, MANIFESTS, TABLES, Inpaint, Loss, NoiseOptions, Problem
 from otl.signatures import Unknown
 from otl.wording import as_number, meant, show
@@ -45,11 +46,21 @@ SHARE = Range(0, 1)
 COUNT = Range(1)
 POSITIVE = Range(0, low_excluded=True)
 PIXELS = Range(64, multiple=8)
+TURN, HALF_TURN = Range(-180, 180), Range(0, 180)
+AUGMENT = {
+    **dict.fromkeys(("flip", "crop_jitter", "resize_jitter", "brightness", "contrast", "saturation"), SHARE),
+    **dict.fromkeys(("rotation", "hue"), HALF_TURN),
+    **dict.fromkeys(("fixed_rotation", "fixed_hue"), TURN),
+    **dict.fromkeys(("fixed_brightness", "fixed_contrast", "fixed_saturation"), Range(0)),
+}
 RANGES = {  # `*` stands for one name
     "data.resolution": PIXELS,
     "data.batch_size": COUNT,
     "data.encode_batch_size": COUNT,
     "data.workers": Range(0),
+    "data.image_variations": COUNT,
+    **{f"data.augment.{name}": accepted for name, accepted in AUGMENT.items()},
+    **{f"data.concepts.*.augment.{name}": accepted for name, accepted in AUGMENT.items()},
     "data.caption_dropout": SHARE,
     "data.validation_share": Range(0, 1, high_excluded=True),
     "data.max_megapixels": POSITIVE,
@@ -189,6 +200,7 @@ def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
     if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
         yield Problem("noise.min_timestep", f"{low} is not below noise.max_timestep={high}: nothing would be trained")
     yield from _check_objective(settings)
+    yield from without_effect(settings.get("data") or {})
     yield from _check_inpaint(settings.get("inpaint") or {})
     yield from _check_canvases(settings.get("sample") or {})
     yield from _check_background(settings)

@@ -27,6 +27,7 @@ COMMENT = re.compile(r"(?:^|\s)# (?P<text>.*)$")
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[\w-]+):(?P<rest>.*)$")
 SCHEMA = Path(config.__file__).read_text(encoding="utf-8").splitlines()
 CLASSES = {node.name: node for node in ast.parse("\n".join(SCHEMA)).body if isinstance(node, ast.ClassDef)}
+AS_THERE = "as there"  # of a group that has the fields of another one
 INTRODUCTION = """\
 # Settings
 
@@ -46,6 +47,8 @@ class Row(NamedTuple):
 
     @property
     def range(self) -> str:
+        if self.type == AS_THERE:
+            return ""
         accepted = [str(range_) for pattern, range_ in RANGES.items() if matches(pattern, self.name)]
         choices = [", ".join(map(str, choices)) for pattern, choices in CHOICES.items() if pattern == self.name]
         return "; ".join(accepted + choices)
@@ -70,7 +73,7 @@ def _fields(kind: type, prefix: str) -> Iterator[Row]:
             continue
         inner = nested(hint)
         if inner is not None and inner.__name__ not in CLASSES:  # made of another one
-            yield Row(f"{name}.*", "as there", "as there", comments.get(field.name, ""))
+            yield Row(f"{name}.*", AS_THERE, AS_THERE, comments.get(field.name, ""))
         elif inner is not None:
             star = ".*" if get_origin(hint) is dict else ""
             if comments.get(field.name):

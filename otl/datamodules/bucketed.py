@@ -13,14 +13,17 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from otl.config import Data, Inpaint, MaskSource, PartialBatches, SettingsError
-from otl.datamodules import filling, masks, views
-from otl.datamodules.cache import Cache, image_key, masked_key, prompt_key
+from otl.datamodules import filling, views
+from otl.datamodules.cache import Cache, prompt_key
+from otl.datamodules.entries import Entries
 from otl.datamodules.files import content_hash
-from otl.datamodules.layout import Layout, Place, layout
+from otl.datamodules.layout import Layout, layout
 from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Order, ResumableLoader, options
 from otl.datamodules.rounds import Rounds, groups
 from otl.datamodules.scan import scan
 from otl.datamodules.texts import all_prompts
+from otl.datamodules.variations import Variations, augments
+from otl.datamodules.wanted import Picture, Wanted, wanted
 from otl.types import Encoder, Problem, Progress, Sample
 
 LISTED = 10  # files named in an error
@@ -44,6 +47,8 @@ class BucketedDataModule(LightningDataModule):
     layout: Layout  # of `samples`
     validation_layout: Layout
     rounds: Rounds  # of `samples`
+    variations: Variations  # of `samples`
+    validation_variations: Variations
 
     def __init__(
         self,
@@ -88,6 +93,10 @@ class BucketedDataModule(LightningDataModule):
         self.validation_samples = [sample for sample in samples if sample.validation]
         self.layout, self.validation_layout = self._layout(self.samples), self._layout(self.validation_samples)
         self.rounds = rounds(self.layout, self.data, self.seed)
+        varied = augments(self.data)
+        settled = {concept: views.settled(augment) for concept, augment in varied.items()}
+        self.variations = Variations(self.layout, varied, self.data.image_variations, self.rounds.pace)
+        self.validation_variations = Variations(self.validation_layout, settled)
         self.scanned = True
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
@@ -106,23 +115,22 @@ class BucketedDataModule(LightningDataModule):
         cache = Cache(Path(self.data.cache_dir).expanduser())
         image_encoder = encoder.image_identity() if images else ""
         prompt_encoder = encoder.prompt_identity() if prompts else ""
-        latents = self._image_keys(image_encoder, progress) if images else None
+        contents = self._contents(progress) if images else []
+        entries = self._wanted(contents, image_encoder) if images else []
         conds = self._prompt_keys(prompt_encoder) if prompts else None
-        masked = self._masked_keys(latents) if latents is not None and self.caches_masked else None
-        pictures = self._pictures(latents) if latents is not None else []
-        pictures += self._pictures(masked, masked=True) if masked is not None else []
+        pictures = [picture for each in entries for picture in each.pictures + each.masked]
         for share in self._shares():
             shared = {"batch_size": self.data.encode_batch_size, "progress": progress, "share": share}
             filling.fill_images(
                 cache, encoder, pictures, identity=image_encoder, background=self.data.background, **shared
             )
             filling.fill_prompts(cache, encoder, conds or {}, identity=prompt_encoder, **shared)
-        self._serve(cache, latents, conds, masked)
+        self._serve(cache, entries, conds)
 
     def train_dataloader(self) -> ResumableLoader:
         rank, world_size = self._ranks()
         order = Order(lambda epoch: self.rounds.epoch(epoch, rank=rank, world_size=world_size))
-        dataset = self._dataset(self.samples, self.layout, dropout=self.data.caption_dropout, cached=self.train_cached)
+        dataset = self._dataset(self.variations, dropout=self.data.caption_dropout, cached=self.train_cached)
         return ResumableLoader(dataset, sampler=order, **options(self.data.workers))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -133,42 +141,40 @@ class BucketedDataModule(LightningDataModule):
         once = groups(self.validation_layout, {}, self.seed)
         stream = Rounds(once, batch_size=self.data.batch_size, partial=PartialBatches.keep, seed=self.seed)
         order = [(VALIDATION, draws) for _, draws in stream.epoch(0, rank=rank, world_size=world_size)]
-        dataset = self._dataset(
-            self.validation_samples, self.validation_layout, dropout=0.0, cached=self.validation_cached
-        )
+        dataset = self._dataset(self.validation_variations, dropout=0.0, cached=self.validation_cached)
         return DataLoader(dataset, sampler=order, **options(self.data.workers))
 
-    def _serve(
-        self, cache: Cache, latents: list[str] | None, conds: dict[str, str] | None, masked: list[str] | None
-    ) -> None:
+    def _serve(self, cache: Cache, wanted: list[Wanted], conds: dict[str, str] | None) -> None:
         """From now on the loaders read the cache."""
         prompts = None if conds is None else cache.entries(conds.values())
         numbers = {text: number for number, text in enumerate(conds or ())}
+
+        def entries(pictures: list[Picture]) -> Entries | None:
+            return cache.entries(picture.key for picture in pictures) if pictures else None
+
         self.train_cached, self.validation_cached = (
-            Cached(
-                None if latents is None else cache.entries(latents[part]),
-                prompts,
-                numbers,
-                None if masked is None else cache.entries(masked[part]),
-            )
-            for part in (slice(len(self.samples)), slice(len(self.samples), None))
+            Cached(entries(each.pictures), prompts, numbers, entries(each.masked), each.marks)
+            for each in wanted or [Wanted(), Wanted()]
         )
 
     def _layout(self, samples: list[Sample]) -> Layout:
         return layout(samples, resolution=self.resolution, step=self.step, buckets=self.data.buckets)
 
-    def _dataset(self, samples: list[Sample], layout: Layout, *, dropout: float, cached: Cached | None) -> Bucketed:
+    def _dataset(self, variations: Variations, *, dropout: float, cached: Cached | None) -> Bucketed:
         return Bucketed(
-            samples,
-            layout.places,
+            variations,
             seed=self.seed,
-            seeds={name: each.seed for name, each in self.data.concepts.items() if each.seed is not None},
+            seeds=self._seeds(),
             background=self.data.background,
             caption_dropout=dropout,
             cached=cached,
             inpaint=self.inpaint,
             hides=self.hides,
         )
+
+    def _seeds(self) -> dict[str, int]:
+        """By concept, of those that have one of their own."""
+        return {name: each.seed for name, each in self.data.concepts.items() if each.seed is not None}
 
     def _ranks(self) -> tuple[int, int]:
         """Rank and number of ranks."""
@@ -182,48 +188,28 @@ class BucketedDataModule(LightningDataModule):
             self.trainer.strategy.barrier("cache")
             yield 0, 1
 
-    def _everything(self) -> list[tuple[Sample, Place]]:
-        """The samples to train on, then those held out."""
+    def _wanted(self, contents: list[str], identity: str) -> list[Wanted]:
+        """The entries of the samples to train on, and of those held out."""
+        fill = self.inpaint.fill if self.inpaint is not None and self.caches_masked else None
+        options = {"background": self.data.background, "identity": identity, "fill": fill}
+        options |= {"seed": self.seed, "seeds": self._seeds()}
+        count = len(self.samples)
         return [
-            pair
-            for each in (self.layout, self.validation_layout)
-            for pair in zip(each.samples, each.places, strict=True)
+            wanted(self.variations, contents[:count], **options),
+            wanted(self.validation_variations, contents[count:], **options),
         ]
 
-    def _image_keys(self, identity: str, progress: Progress | None) -> list[str]:
-        """The cache's key for each of `_everything`."""
-        everything = self._everything()
+    def _contents(self, progress: Progress | None) -> list[str]:
+        """A hash of each file, those held out behind the others."""
+        samples = self.samples + self.validation_samples
         with ThreadPoolExecutor() as pool:
-            reading = pool.map(lambda pair: content_hash(pair[0].path), everything)
-            hashes = list(progress(reading, "images compared with the cache", len(everything)) if progress else reading)
-        return [
-            image_key(content, sample.size, views.plain(place), self.data.background, identity)
-            for content, (sample, place) in zip(hashes, everything)
-        ]
+            reading = pool.map(lambda sample: content_hash(sample.path), samples)
+            return list(progress(reading, "images compared with the cache", len(samples)) if progress else reading)
 
     def _prompt_keys(self, identity: str) -> dict[str, str]:
         """Caption -> key, of all that can come up."""
         texts = all_prompts(self.samples + self.validation_samples, self.data.caption_dropout)
         return {text: prompt_key(text, identity) for text in texts}
-
-    def _masked_keys(self, image_keys: list[str]) -> list[str]:
-        """The cache's key for the masked image of each of `_everything`."""
-        assert self.inpaint is not None
-        files = [sample.mask for sample, _ in self._everything()]
-        with ThreadPoolExecutor() as pool:
-            hashes = pool.map(content_hash, [file for file in files if file is not None])
-        return [masked_key(key, hash_, masks.VERSION, self.inpaint.fill) for key, hash_ in zip(image_keys, hashes)]
-
-    def _pictures(self, keys: list[str], *, masked: bool = False) -> list[filling.Picture]:
-        """What each key of `_everything` stands for."""
-        return [
-            filling.Picture(key, sample.path, views.plain(place), self._hole(sample) if masked else None)
-            for key, (sample, place) in zip(keys, self._everything())
-        ]
-
-    def _hole(self, sample: Sample) -> filling.Hole:
-        assert self.inpaint is not None and sample.mask is not None
-        return filling.Hole(sample.mask, self.inpaint.fill)
 
 
 def rounds(layout: Layout, data: Data | DictConfig, seed: int) -> Rounds:

@@ -6,51 +6,18 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from otl.datamodules import images, masks
 from otl.datamodules.cache import Cache
 from otl.datamodules.shards import Origin
-from otl.datamodules.views import View
+from otl.datamodules.wanted import Picture
 from otl.types import Encoder, Progress
 
 AHEAD = 3  # batches decoded while one is encoded
 THREADS = os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class Hole:
-    """What of an image is hidden before it is encoded."""
-
-    mask: Path
-    fill: float  # value of the masked pixels, -1..1
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One entry to make: what the key stands for."""
-
-    key: str
-    path: Path
-    view: View
-    hole: Hole | None = None  # None: the whole image
-
-    @property
-    def kind(self) -> str:
-        """For the cache."""
-        return "image" if self.hole is None else "masked"
-
-    def pixels(self, background: str) -> Tensor:
-        """[3, H, W] in -1..1."""
-        whole = images.pixels(self.path, self.view, background)
-        if self.hole is None:
-            return whole
-        return masks.masked(whole, masks.read(self.hole.mask, self.view), self.hole.fill)
 
 
 def fill_images(

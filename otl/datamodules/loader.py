@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from otl import rng
 from otl.config import Inpaint
-from otl.datamodules import images, masks, texts, views
+from otl.datamodules import images, masks, texts
 from otl.datamodules.entries import Entries
-from otl.datamodules.layout import Places
-from otl.datamodules.rounds import Epoch, Request
+from otl.datamodules.rounds import Draw, Epoch, Request
+from otl.datamodules.variations import Variations
 from otl.datamodules.views import View
 from otl.types import Batch, Cond, Sample
 
@@ -27,18 +27,18 @@ VALIDATION = "validation"  # in the place of the round: validation is the same e
 class Cached:
     """What the cache holds for a dataset."""
 
-    latents: Entries | None  # one for each sample; None: pixels are served
+    latents: Entries | None  # of each sample all variations; None: pixels are served
     prompts: Entries | None  # one for each caption that can come up; None: captions alone are served
     prompt_numbers: dict[str, int]  # caption -> its place among `prompts`
-    masked: Entries | None = None  # one for each sample's masked image; None: not cached
+    masked: Entries | None = None  # one for each of them with its mask over it; None: not cached
+    marks: Sequence[int] = ()  # one for each sample: a number that depends on the seed and on what it shows
 
 
 class Bucketed(Dataset[Batch]):
-    """Samples with their places; asked for a whole batch at a time.
+    """Samples with their views; asked for a whole batch at a time.
 
     Args:
-        samples: the dataset.
-        places: one for each sample.
+        variations: the samples, and what may be shown of each.
         seed: of the run.
         seeds: by concept, of those that have one of their own.
         background: colour under transparent pixels.
@@ -50,8 +50,7 @@ class Bucketed(Dataset[Batch]):
 
     def __init__(
         self,
-        samples: list[Sample],
-        places: Places,
+        variations: Variations,
         *,
         seed: int,
         seeds: dict[str, int],
@@ -62,7 +61,7 @@ class Bucketed(Dataset[Batch]):
         hides: bool = True,
     ) -> None:
         self.inpaint, self.hides = inpaint, hides
-        self.samples, self.places, self.seed, self.seeds = samples, places, seed, seeds
+        self.samples, self.variations, self.seed, self.seeds = variations.samples, variations, seed, seeds
         self.background, self.caption_dropout, self.cached = background, caption_dropout, cached
 
     def __len__(self) -> int:
@@ -73,8 +72,9 @@ class Bucketed(Dataset[Batch]):
         indices = [index for index, _ in draws]
         keys = torch.tensor([rng.key(self.seed_of(index), round_number, index, draw) for index, draw in draws])
         texts = [self.caption(index, int(key)) for index, key in zip(indices, keys)]
-        samples, shown = [self.samples[index] for index in indices], [self.view(index) for index in indices]
-        latents, masked = self.latents(indices), self.masked(indices)
+        samples = [self.samples[index] for index in indices]
+        shown, numbers = self.chosen(round_number, draws, keys)
+        latents, masked = self.latents(numbers), self.masked(numbers)
         needs_pixels = latents is None or (self.inpaint is not None and self.hides and masked is None)
         # Validation draws noise of its own, for several timesteps.
         drawn = latents is not None and round_number != VALIDATION
@@ -83,7 +83,7 @@ class Bucketed(Dataset[Batch]):
             key=keys,
             captions=texts,
             original_size=torch.tensor([sample.size for sample in samples]),
-            crop=torch.tensor([view.crop for view in shown]),
+            crop=torch.tensor([view.crop for view in shown]).clamp(min=0),  # a turned crop may reach beyond
             target_size=torch.tensor([view.bucket for view in shown]),
             weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
             pixels=self.pixels(samples, shown) if needs_pixels else None,
@@ -104,9 +104,15 @@ class Bucketed(Dataset[Batch]):
             return ""
         return texts.choose(self.samples[index].captions, key)
 
-    def view(self, index: int) -> View:
-        """What of the image is shown this time."""
-        return views.plain(self.places[index])
+    def chosen(self, round_number: int | str, draws: list[Draw], keys: Tensor) -> tuple[list[View], list[int]]:
+        """What of each image is shown this time, and the numbers of these variations among all that are cached."""
+        views = self.variations
+        if self.cached is None or self.cached.latents is None:
+            return [views.fresh(index, int(key)) for (index, _), key in zip(draws, keys)], []
+        marks = [self.cached.marks[index] for index, _ in draws]
+        numbers = [views.number(index, round_number, draw, mark) for (index, draw), mark in zip(draws, marks)]
+        shown = [views.view(index, number, mark) for (index, _), number, mark in zip(draws, numbers, marks)]
+        return shown, [index * views.count + number for (index, _), number in zip(draws, numbers)]
 
     def pixels(self, samples: list[Sample], shown: list[View]) -> Tensor:
         """[B, 3, H, W] in -1..1."""
@@ -120,13 +126,13 @@ class Bucketed(Dataset[Batch]):
             [masks.mask(sample, view, int(key), self.inpaint) for sample, view, key in zip(samples, shown, keys)]
         )
 
-    def latents(self, indices: list[int]) -> Tensor | None:
+    def latents(self, numbers: list[int]) -> Tensor | None:
         """[B, C, h, w] float32 from the cache."""
-        return latents_of(self.cached and self.cached.latents, indices)
+        return latents_of(self.cached and self.cached.latents, numbers)
 
-    def masked(self, indices: list[int]) -> Tensor | None:
+    def masked(self, numbers: list[int]) -> Tensor | None:
         """[B, C, h, w] float32 from the cache: latents of the masked pixels, where masks never change."""
-        return latents_of(self.cached and self.cached.masked, indices)
+        return latents_of(self.cached and self.cached.masked, numbers)
 
     def cond(self, texts: list[str]) -> Cond | None:
         """The conditioning of each caption, stacked."""

@@ -7,6 +7,7 @@ of draws a round, all rounds have as many batches and each of them is an epoch.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,11 @@ class Rounds:
         self._phases = _phases([group.quota for group in groups])
         mean = float(self.batches(np.arange(SURVEYED)).mean())
         self.length = max(1, round(mean)) if mean else 0  # batches an epoch, of all ranks
+
+    @property
+    def pace(self) -> dict[str, int]:
+        """Concept -> how often each of its images is drawn in a round at most."""
+        return {group.concept: math.ceil(group.share) for group in self.groups}
 
     def drawn(self, rounds: Ints) -> Ints:
         """[R] -> [R, groups] how often each has been drawn before the round: the quotas' multiples, rounded."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from otl import rng
+from otl.augmentation import STRENGTHS
 from otl.config import Augment
 from otl.datamodules import buckets
 from otl.datamodules.layout import Place
@@ -61,8 +62,7 @@ def varies(augment: Augment) -> bool:
 
 def settled(augment: Augment) -> Augment:
     """Only what is done to every image alike: for validation."""
-    strengths = ("rotation", "brightness", "contrast", "saturation", "hue", "crop_jitter", "resize_jitter")
-    return replace(augment, flip=float(augment.flip == 1), **dict.fromkeys(strengths, 0.0))
+    return replace(augment, flip=float(augment.flip == 1), **dict.fromkeys(STRENGTHS, 0.0))
 
 
 def chance(*key: int | str) -> Chance:

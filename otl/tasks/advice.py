@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 from peft.tuners.lora import LoraLayer
 
+from otl.augmentation import varying
 from otl.config import Problem
 from otl.methods.injected import ADAPTER, adapted
 from otl.modules.base import DiffusionModule
 from otl.schedules import warmup_steps
+from otl.tasks.run import plain
 from otl.types import Sample
 
 SEEKING = ("Prodigy", "DAdapt")  # optimizers that find their step size themselves: lr is a factor of it
@@ -32,6 +34,7 @@ def advise(
     return [
         *of_schedule(settings, steps),
         *of_optimizer(settings),
+        *of_augmentation(settings),
         *of_batches(settings, images=len(train), batches=batches),
         *of_average(settings, steps),
         *of_validation(settings, held_out=len(samples) - len(train)),
@@ -62,6 +65,19 @@ def of_optimizer(settings: DictConfig) -> Iterator[Problem]:
     elif not seeks and lr >= LARGEST_LR:
         message = f"{lr:g} is far above what {target} is usually given (1e-5 to 1e-2): the run will likely diverge"
         yield Problem("optimizer.lr", message, fatal=False)
+
+
+def of_augmentation(settings: DictConfig) -> Iterator[Problem]:
+    """Chance that is drawn once, because the cache holds one variation of each image."""
+    data = plain(settings)["data"]
+    concepts = varying(data)
+    if concepts and data["cache"] and data["image_variations"] == 1:
+        message = (
+            f"images of {', '.join(concepts)} are augmented by chance, but the cache holds one variation of each, "
+            "which is seen every time; set data.image_variations to as many as are to be made, or data.cache=false for "
+            "another one each time"
+        )
+        yield Problem("data.image_variations", message, fatal=False)
 
 
 def of_batches(settings: DictConfig, *, images: int, batches: int) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from otl.datamodules.bucketed import rounds
 from otl.datamodules.buckets import Ints
 from otl.datamodules.layout import Layout, Place, layout
 from otl.datamodules.rounds import SURVEYED, Epoch, Rounds
+from otl.datamodules.variations import cached_images
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.tasks import ranks
@@ -46,6 +47,7 @@ def of_images(
         "images_waiting": waiting,
         "images_dropped": len(rows) - used - waiting,
         "images_validation": len(samples) - len(train),
+        "images_cached": cached_images(samples, data) if data.cache else 0,
         "concepts": concept_rows(stream, data),
         "buckets": bucket_rows(placed, epoch),
         "ranks": processes,

@@ -25,7 +25,8 @@ def show(plan: dict[str, Any], console: Console | None = None) -> None:
     console.print(
         f"{plan['images_used']} of {plan['images_total']} images in the first epoch, "
         + (f"{plan['images_waiting']} in later ones, " if plan["images_waiting"] else "")
-        + f"{plan['images_dropped']} dropped, {plan['images_validation']} held out; "
+        + f"{plan['images_dropped']} dropped, {plan['images_validation']} held out, "
+        f"{plan['images_cached']} to be cached; "
         f"{plan['steps_per_epoch']} steps an epoch, [bold]{plan['total_steps']} steps in all[/]"
     )
     if plan["inpaint"]:

@@ -45,6 +45,22 @@ def test_nothing_is_dropped_by_default_and_the_broken_file_is_named(settings, sd
     assert got["steps_per_epoch"] == 6
 
 
+@pytest.mark.parametrize(
+    ("line", "of_trained"),
+    [
+        ([], 1),
+        (["data.augment.flip=0.5", "data.image_variations=4"], 4),
+        (["data.augment.fixed_hue=9"], 1),
+        (["data.augment.flip=0.5", "data.cache=false"], 0),
+    ],
+)
+def test_variations_are_counted_of_what_varies(settings, sd15_folder, photos, line, of_trained):
+    got = made(settings, sd15_folder, photos, "data.validation_share=0.5", *line)
+    held_out = got["images_validation"]
+    assert 0 < held_out < 9
+    assert got["images_cached"] == (9 - held_out) * of_trained + (held_out if of_trained else 0)
+
+
 def test_dropping_is_counted_and_a_bucket_below_a_batch_names_its_images(settings, sd15_folder, photos):
     """{5, 3, 1} in batches of 2 keeps 6 of 9 in 3 steps."""
     got = made(settings, sd15_folder, photos, "data.partial_batches=drop")
