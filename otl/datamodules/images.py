@@ -18,9 +18,10 @@ from otl.datamodules import colours
 from otl.datamodules.views import View, overhang
 from otl.types import File, Size
 
-VERSION = 1  # part of the cache's keys: raise it when the same file gives other pixels
+VERSION = 2  # part of the cache's keys: raise it when the same file gives other pixels
 DRAFT_MARGIN = 1.5  # a JPEG is decoded at a reduced size that is still this many times the scaled size
 ORIENTATION_TAG = 0x0112
+PHOTOMETRIC = 262  # TIFF's tag of what the levels mean; 0: white is zero
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,7 +32,10 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what sets it right
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # Pillow raises
+UNREADABLE = (  # what Pillow raises of damaged files
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError, TypeError),
+    *(AssertionError, LookupError, ArithmeticError, MemoryError),
+)
 
 
 def opened(file: IO[bytes]) -> Image.Image:
@@ -42,7 +46,9 @@ def opened(file: IO[bytes]) -> Image.Image:
 
 def reason(error: Exception) -> str:
     """What Pillow found wrong with a file, in words; its own name buffers."""
-    return "no image of a kind that is read" if isinstance(error, UnidentifiedImageError) else str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "no image of a kind that is read"
+    return str(error) or type(error).__name__
 
 
 def orientation(image: Image.Image) -> int:
@@ -159,12 +165,22 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """Greys of more than 8 bits -> 8 bits; others as they are. Pillow itself would clip them to white."""
     if not image.mode.startswith(("I", "F")):
         return image
-    grey = np.asarray(image).astype(np.float64)
+    grey = np.nan_to_num(np.asarray(image).astype(np.float64))
     if image.mode == "F":
         white = 1.0 if grey.max() <= 1 else 255.0  # floating point images say nowhere what white is
     else:
         white = 65535.0
-    return Image.fromarray((grey / white * 255).round().clip(0, 255).astype(np.uint8))
+    light = white - grey if _white_is_zero(image) else grey
+    levels = Image.fromarray((light / white * 255).round().clip(0, 255).astype(np.uint8))
+    if isinstance(transparent := image.info.get("transparency"), int):
+        levels.putalpha(Image.fromarray(np.where(grey == transparent, 0, 255).astype(np.uint8)))
+    levels.info["icc_profile"] = image.info.get("icc_profile")
+    return levels
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF counts from white to black; where it has 8 bits, Pillow turns it round by itself."""
+    return image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0  # type: ignore[attr-defined]
 
 
 def _srgb(image: Image.Image) -> Image.Image:

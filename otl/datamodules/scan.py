@@ -87,6 +87,8 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
     Raises:
         SettingsError: a folder below cannot be searched.
     """
+    Image.preinit()  # before `init`: else every photograph is offered to rare formats first
+    Image.init()  # not in several threads at once
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file is said with its name, or harmless
         found = [_scan_source(source, data, inpaint) for source in sources(data)]
@@ -153,7 +155,6 @@ def _scan_source(source: Source, data: Data | DictConfig, inpaint: Inpaint | Non
         found = find(wanted, index, limits)
     except SettingsError as error:
         return Scanned(problems=[Problem(source.key, str(error))])
-    Image.init()  # not in several threads at once
     read = _in_threads(lambda item: _read(item, source, index, limits), found.items)
     index.flush()
     whole = [each for each in read if not isinstance(each, Broke)]

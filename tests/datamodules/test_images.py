@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms
 
@@ -95,6 +96,49 @@ def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path, suffix):
     Image.fromarray(levels).save(tmp_path / f"a.{suffix}")
     loaded = np.asarray(load(tmp_path / f"a.{suffix}", "white"))
     assert loaded[..., 0].tolist() == [[0, 128], [255, 7]]
+
+
+def test_a_transparent_level_of_sixteen_bits_takes_the_background(tmp_path):
+    """One level below the transparent one is the same in eight bits, and is seen."""
+    levels = np.array([[30000, 29999]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png", transparency=30000)
+    assert np.asarray(load(tmp_path / "a.png", "red")).tolist() == [[[255, 0, 0], [117, 117, 117]]]
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_greys_that_count_from_white_are_turned_round(tmp_path, dtype, white):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, white]], dtype=dtype), photometric="miniswhite")
+    assert np.asarray(load(tmp_path / "a.tif", "white"))[..., 0].tolist() == [[255, 0]]
+
+
+def test_floating_point_levels_without_a_value_are_black(tmp_path):
+    Image.fromarray(np.array([[np.nan, 1.0]], dtype=np.float32)).save(tmp_path / "a.tif")
+    assert np.asarray(load(tmp_path / "a.tif", "white"))[..., 0].tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize(("dtype", "middle"), [(np.uint8, 128), (np.uint16, 128 * 257)])
+def test_the_profile_of_greys_is_applied(tmp_path, dtype, middle):
+    """In linear light the middle level is sRGB's 188 (IEC 61966-2-1)."""
+    Image.fromarray(np.full((4, 4), middle, dtype=dtype)).save(tmp_path / "a.png", icc_profile=linear_grey())
+    assert near(load(tmp_path / "a.png", "white").getpixel((0, 0)), (188, 188, 188), 2)
+
+
+def linear_grey() -> bytes:
+    """A display's grey profile of gamma 1 (ICC.1:2001-04)."""
+    text = b"linear grey\0"
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(78),
+        b"wtpt": b"XYZ " + bytes(4) + struct.pack(">iii", 63190, 65536, 54061),
+        b"kTRC": b"curv" + bytes(8),
+    }
+    table, content, start = b"", b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        table += name + struct.pack(">II", start + len(content), len(value))
+        content += value + bytes(-len(value) % 4)
+    size = start + len(content)
+    header = struct.pack(">I4xI4s4s4s12x4s", size, 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    header = header.ljust(68, b"\0") + struct.pack(">iii", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + content
 
 
 def test_sixteen_bit_colours_are_scaled(tmp_path):
