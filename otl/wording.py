@@ -43,3 +43,8 @@ def show(value: Any) -> str:
 def counted(count: int, name: str) -> str:
     """ "1 file", "2 files"."""
     return f"{count} {name}" + ("s" if count != 1 else "")
+
+
+def printable(text: str) -> str:
+    """A name as any console takes it: what is no character, or moves the cursor, is escaped."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

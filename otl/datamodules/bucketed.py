@@ -25,6 +25,7 @@ from otl.datamodules.texts import all_prompts
 from otl.datamodules.variations import Variations, augments
 from otl.datamodules.wanted import Picture, Wanted, wanted
 from otl.types import Encoder, Problem, Progress, Sample
+from otl.wording import printable
 
 LISTED = 10  # files named in an error
 
@@ -220,7 +221,7 @@ def rounds(layout: Layout, data: Data | DictConfig, seed: int) -> Rounds:
 
 def report(problem: Problem) -> str:
     """A problem with the first of its files."""
-    lines = [f"{problem.key}: {problem.message}", *(f"  {detail}" for detail in problem.details[:LISTED])]
+    lines = [f"{problem.key}: {problem.message}", *(f"  {printable(detail)}" for detail in problem.details[:LISTED])]
     if len(problem.details) > LISTED:
         lines.append(f"  and {len(problem.details) - LISTED} more")
     return "\n".join(lines)

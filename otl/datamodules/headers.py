@@ -7,6 +7,8 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any
 
 from PIL import Image
@@ -49,6 +51,8 @@ def read(file: File, limits: Limits) -> Header:
         SettingsError: it lies elsewhere and cannot be fetched.
     """
     try:
+        if isinstance(file, Path) and not S_ISREG(file.stat().st_mode):  # a pipe would be waited for
+            return Header(Size(0, 0), 0, "", 0, "it is no regular file")
         with file.open("rb") as raw:
             buffered = io.BufferedReader(raw, BUFFER) if isinstance(raw, io.RawIOBase) else raw
             return examined(buffered, limits)

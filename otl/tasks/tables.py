@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from otl.wording import printable
+
 WORST = 10  # files shown of each warning; plan.json has all
 GIGA = 1e9
 
@@ -37,7 +39,7 @@ def show(plan: dict[str, Any], console: Console | None = None) -> None:
     for warning in plan["warnings"]:
         console.print(f"[yellow]{warning['about']}[/]: {warning['message']}", highlight=False)
         for file in warning["files"][:WORST]:
-            console.print(f"  {file}", highlight=False, markup=False)
+            console.print(f"  {printable(file)}", highlight=False, markup=False)
         if len(warning["files"]) > WORST:
             console.print(f"  and {len(warning['files']) - WORST} more, in plan.json")
 
