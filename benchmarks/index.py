@@ -103,7 +103,12 @@ def plan(folder: Path, aside: Path, model: str) -> dict[str, float]:
     seconds, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_CHILDREN)
     made = json.loads((run / "plan.json").read_text())
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"images": made["images_total"], "wall": seconds, "processor": processor, "peak_bytes": after.ru_maxrss * 1024}
+    return {
+        "images": made["images_total"],
+        "wall": seconds,
+        "processor": processor,
+        "peak_bytes": after.ru_maxrss * 1024,
+    }
 
 
 def summary(rounds: list[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cache, flops, photos, report, startup, train, versus
+from benchmarks import cache, flops, index, photos, report, startup, train, versus
 from otl.config import register
 from otl.types import Size
 
@@ -53,6 +53,14 @@ def test_the_start_is_timed_stage_by_stage(tmp_path: Path) -> None:
     assert seconds["libraries imported, settings checked, cache empty"] <= seconds["images scanned, cache empty"]
     assert seconds["images scanned, cache empty"] <= seconds["first step, cache empty"]
     assert {"--help", "task=plan", "imports alone", "first step, cache filled"} <= set(seconds)
+
+
+@pytest.mark.slow
+def test_the_index_and_the_plan_of_many_images_are_timed(tmp_path: Path) -> None:
+    results = index.main(["--images", "9", "--rounds", "1", "--out", str(tmp_path / "index.json")])
+    assert results["index"]["images"]["median"] == results["plan"]["images"]["median"] == 9
+    assert all_positive([results[part][clock] for part in ("index", "plan") for clock in ("wall", "processor")])
+    assert results["index"]["peak_bytes"]["median"] > 50 * 2**20  # torch alone takes more
 
 
 @pytest.mark.parametrize("encoder", ["none", "narrow"])
