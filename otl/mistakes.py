@@ -30,9 +30,11 @@ ALIASES = {  # what kohya, OneTrainer and diffusers call it
     "base_model_name": "model.checkpoint",
     "caption_dropout_rate": "data.caption_dropout",
     "checkpointing_steps": "callbacks.checkpoint.every",
+    "color_aug": "data.augment.hue",
     "discrete_flow_shift": "noise.shift",
     "ema_decay": "callbacks.ema.decay",
     "epochs": "trainer.max_epochs",
+    "flip_aug": "data.augment.flip",
     "generalized_offset_noise": "noise.offset_generalized",
     "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
     "huber_c": "loss.huber_delta",
@@ -73,6 +75,8 @@ ALIASES = {  # what kohya, OneTrainer and diffusers call it
     "output_name": "output.name",
     "perturbation_noise_weight": "noise.perturbation",
     "pretrained_model_name_or_path": "model.checkpoint",
+    "random_crop": "data.augment.crop_jitter",
+    "random_flip": "data.augment.flip",
     "resume_from_checkpoint": "resume",
     "save_every_n_steps": "callbacks.checkpoint.every",
     "save_precision": "output.dtype",
@@ -181,8 +185,7 @@ def _reason(error: Exception, override: Override, accepted: list[str], name: str
         return Problem(key, message, details=[f"there are: {', '.join(options)}"])
     cause = _root_cause(error)
     if isinstance(override.value(), dict) and isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        key = cause.full_key
-        value = show(_inside(override, key))
+        key, value = _inside(override, cause.full_key)
     settings = compose_settings(accepted, name=name, extra=extra)
     node = _node(settings, key)
     if isinstance(cause, ConfigKeyError | AttributeError) or node is None:
@@ -195,12 +198,18 @@ def _reason(error: Exception, override: Override, accepted: list[str], name: str
     return Problem(key, f"{value} is not accepted: {str(cause).splitlines()[0]}")
 
 
-def _inside(override: Override, key: str) -> Any:
-    """The value that a nested override gives to a full name."""
-    value: Any = override.value()
-    for part in key.removeprefix(f"{override.key_or_group}.").split("."):
-        value = value[part]
-    return value
+def _inside(override: Override, key: str) -> tuple[str, str]:
+    """What of a nested override is wrong, and its value.
+
+    Args:
+        key: the full name in the error, which may be that of the whole: then as far down as there is no choice.
+    """
+    found, value = override.key_or_group, override.value()
+    parts = key.removeprefix(f"{found}.").split(".") if key != found else []
+    while parts or (key == override.key_or_group and isinstance(value, dict) and len(value) == 1):
+        part = parts.pop(0) if parts else next(iter(value))
+        found, value = f"{found}.{part}", value[part]
+    return found, show(value)
 
 
 def _text(override: Override) -> str:
