@@ -18,6 +18,7 @@ from otl.trust import refused, secrets
 from otl.wording import as_number, joined, meant, nearest, show
 
 CALLED = ("task", "model", "method", "optimizer", "scheduler", "trainer", "logger")
+OF_TASK = {"captioner": "caption"}  # groups that only one task has
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 SUPPLIED = {  # by group: the arguments that tasks/train.py and the modules give themselves
@@ -75,6 +76,10 @@ def check(cfg: DictConfig) -> list[Problem]:
             name, value = next(iter(settings[group].items()))
             message = f"{show(value)} is given, but no {group} is chosen: choose one with {group}=NAME"
             problems.append(Problem(f"{group}.{name}", message))
+    for group, task in OF_TASK.items():
+        if settings.get(group) and "_target_" not in settings[group]:
+            name, value = next(iter(settings[group].items()))
+            problems.append(Problem(f"{group}.{name}", f"{show(value)} would have no effect: it needs task={task}"))
     problems += secrets(settings)
     known = {problem.key for problem in problems}
     found = [*out_of_range(settings), *conflicts.of_data(settings.get("data") or {})]

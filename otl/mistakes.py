@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from omegaconf.nodes import BooleanNode, EnumNode, FloatNode, IntegerNode
 
-from otl.check import check
+from otl.check import OF_TASK, check
 from otl.config import Concept, Problem, conf_dir
 from otl.signatures import signature
 from otl.sources import NoSuchName
@@ -183,6 +183,8 @@ def _reason(error: Exception, override: Override, accepted: list[str], name: str
     if options and value not in options:
         message = f"{value} is none of its options{meant(value, options)}"
         return Problem(key, message, details=[f"there are: {', '.join(options)}"])
+    if options and key in OF_TASK:
+        return Problem(key, f"{value} would have no effect: it needs task={OF_TASK[key]}")
     cause = _root_cause(error)
     if isinstance(override.value(), dict) and isinstance(cause, OmegaConfBaseException) and cause.full_key:
         key, value = _inside(override, cause.full_key)

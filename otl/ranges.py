@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from otl.augmentation import without_effect
@@ -14,7 +16,7 @@ from otl.config import ARCHIVES, MANIFESTS, TABLES, Inpaint, Loss, NoiseOptions,
 from otl.signatures import Unknown
 from otl.wording import as_number, meant, show
 
-DATA_TASKS = {"otl.tasks.train.train", "otl.tasks.plan.plan", "otl.tasks.cache.cache"}
+DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", "caption")}
 REPEAT = "otl.tasks.repeat.repeat"
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "fp32", "fp16", 32, 16)
 CHOICES: dict[str, tuple[Any, ...]] = {"output.dtype": ("fp32", "fp16", "bf16"), "trainer.precision": PRECISIONS}
@@ -98,6 +100,11 @@ RANGES = {  # `*` stands for one name
     "sample.batch_size": COUNT,
     "sample.height": PIXELS,
     "sample.width": PIXELS,
+    "task.batch_size": COUNT,
+    "captioner.max_tokens": COUNT,
+    "captioner.beams": COUNT,
+    "captioner.general_threshold": SHARE,
+    "captioner.character_threshold": SHARE,
     "seed": Range(0),
     "method.rank": COUNT,
     "method.block_size": Range(2),
@@ -173,10 +180,14 @@ INPAINT_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "folder": ("inpaint.masks=files or both", lambda inpaint: _word(inpaint.get("masks")) != "generated"),
     **dict.fromkeys(("boxes", "brushes", "ellipses", "whole", "min_area", "max_area"), GENERATED),
 }
+TASK_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
+    "separator": ("task.mode=append or prepend", lambda task: task.get("mode") in {"append", "prepend"}),
+}
 PARAMETERS = (
     ("loss", Loss, LOSS_PARAMETERS),
     ("noise", NoiseOptions, NOISE_PARAMETERS),
     ("inpaint", Inpaint, INPAINT_PARAMETERS),
+    ("task", partial(SimpleNamespace, separator=None), TASK_PARAMETERS),
 )
 
 
@@ -236,8 +247,6 @@ def _check_inpaint(inpaint: dict[str, Any]) -> Iterator[Problem]:
     low, high = inpaint.get("min_area"), inpaint.get("max_area")
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
         yield Problem("inpaint.min_area", f"{low} is above inpaint.max_area={high}")
-    if isinstance(inpaint.get("folder"), str):
-        yield from _check_folder("inpaint.folder", inpaint["folder"])
 
 
 def _check_canvases(sample: dict[str, Any]) -> Iterator[Problem]:
@@ -300,6 +309,9 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
             "data.path",
             f"{show(data.get('path')) or 'nothing'} is given, but this task reads images: give their folder, {ways}",
         )
+    masks = (settings.get("inpaint") or {}).get("folder")
+    if isinstance(masks, str):
+        yield from _check_folder("inpaint.folder", masks)
     for key, path in places.items():
         if isinstance(path, str) and path and "://" not in path and not re.search(r"[*?]", path):
             yield from _check_source(key, path)

@@ -25,7 +25,7 @@ TRAINER = (
 )
 # Group -> packages and names below which it may call. Not whole libraries: torch.hub.load would run a stranger's code.
 CALLABLE: dict[str, tuple[str, ...]] = {
-    "task": ("otl.tasks", "otl.tools"),
+    "task": ("otl.tasks",),
     "model": ("otl.modules",),
     "method": ("otl.methods",),
     "optimizer": OPTIMIZERS,
@@ -33,6 +33,7 @@ CALLABLE: dict[str, tuple[str, ...]] = {
     "data": ("otl.datamodules",),
     "trainer": TRAINER,
     "logger": ("lightning.pytorch.loggers",),
+    "captioner": ("otl.tools",),
     "callbacks": ("otl.callbacks", "lightning.pytorch.callbacks"),
     "hydra": ("otl.outcomes", "hydra._internal", "hydra.core", "hydra.experimental.callbacks", "hydra_plugins"),
 }

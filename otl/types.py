@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from otl.config import Problem as Problem
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from otl.modules.base import DiffusionModule
 
 Cond = dict[str, Tensor]
@@ -124,6 +126,22 @@ class Captions(Protocol):
 
     def captions(self, concept: str) -> list[str]:
         """Of the images of a concept, one of which is chosen each time; empty: it has none."""
+        ...
+
+
+class Captioner(Protocol):
+    """What `task=caption` asks."""
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Get the weights, there and in that dtype.
+
+        Raises:
+            SettingsError: that cannot be.
+        """
+        ...
+
+    def captions(self, images: list[Image]) -> list[str]:
+        """RGB images -> a caption for each."""
         ...
 
 

@@ -87,6 +87,8 @@ MISTAKES = [
     ("trainer.strategy._target_=os.system", "trainer.strategy._target_", "os.system", "is refused"),
     ("hydra.launcher._target_=os.system", "hydra.launcher._target_", "os.system", "is refused"),
     ("task=tarin", "task", "tarin", "did you mean train?"),
+    ("captioner=wd", "captioner", "wd", "it needs task=caption"),
+    ("captioner.checkpoint=x", "captioner.checkpoint", "x", "it needs task=caption"),
     ("task.folder=runs/", "task.folder", "runs/", "leave it out"),
     ("experiment=no_such_preset", "experiment", "no_such_preset", ""),
     ("learning_rate=1e-4", "learning_rate", "0.0001", "did you mean optimizer.lr?"),

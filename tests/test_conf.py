@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from otl.check import check
+from otl.check import OF_TASK, check
 from otl.config import conf_dir
 
 OPTIONS = sorted(path.relative_to(conf_dir()).with_suffix("").as_posix() for path in conf_dir().glob("*/*.yaml"))
@@ -30,7 +30,8 @@ def test_the_glob_finds_the_options() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_option_composes_and_passes(option: str, settings: Callable[..., DictConfig], tmp_path: Path) -> None:
     group, name = option.split("/")
-    cfg = settings(f"{group}={name}")
+    task = [f"task={OF_TASK[group]}"] if group in OF_TASK else []
+    cfg = settings(*task, f"{group}={name}")
     if not cfg.data.path and not cfg.data.concepts:
         cfg.data.path = str(tmp_path)
     if option == "task/repeat":

@@ -16,7 +16,7 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
     {"signatures", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
     {"methods", "datamodules", "ranges", "conflicts"},
     {"modules"},
-    {"callbacks"},
+    {"callbacks", "tools"},
     {"check"},
     {"tasks", "mistakes", "testing"},
     {"cli"},

@@ -36,6 +36,12 @@ def first_device(devices: Any) -> int:
     return 0 if isinstance(devices, str | int) else int(devices[0])
 
 
+def device(trainer: Any) -> torch.device:
+    """Where a task without a Trainer computes, by the settings of that group."""
+    kind = device_kind(trainer.accelerator)
+    return torch.device(kind, first_device(trainer.devices)) if kind == "cuda" else torch.device(kind)
+
+
 def choose(asked: str, *, accelerator: str = "auto", devices: Any = 1) -> Precision:
     """The precision for this machine.
 

@@ -1,0 +1,1 @@
+"""What describes images, for `task=caption`."""
