@@ -18,7 +18,7 @@ from otl.trust import refused, secrets
 from otl.wording import as_number, joined, meant, nearest, show
 
 CALLED = ("task", "model", "method", "optimizer", "scheduler", "trainer", "logger")
-OF_TASK = {"captioner": "caption"}  # groups that only one task has
+OF_TASK = {"captioner": "caption", "masker": "mask"}  # groups that only one task has
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 SUPPLIED = {  # by group: the arguments that tasks/train.py and the modules give themselves

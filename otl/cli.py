@@ -36,7 +36,7 @@ from otl.registry import plugin_conf_dirs
 from otl.trust import WithoutTokens, hide, hydra_calls, known_tokens
 
 CONFIG_NAME = "config"
-CALLED = re.compile(r"(task|model|method|optimizer|scheduler|trainer|logger|callbacks|captioner)\.[\w.]+=")
+CALLED = re.compile(r"(task|model|method|optimizer|scheduler|trainer|logger|callbacks|captioner|masker)\.[\w.]+=")
 CONCEPT = re.compile(r"data\.concepts\.(?P<name>[\w-]+)\.(?P<field>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
 

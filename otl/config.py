@@ -394,6 +394,7 @@ class Settings:
     logger: Any = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     captioner: Any = None  # of task=caption
+    masker: Any = None  # of task=mask
     experiment: Any = None  # a preset: a YAML of conf/experiment or of the folder --config-dir
     loss: Loss = field(default_factory=Loss)
     noise: NoiseOptions = field(default_factory=NoiseOptions)

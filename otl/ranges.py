@@ -16,7 +16,7 @@ from otl.config import ARCHIVES, MANIFESTS, TABLES, Inpaint, Loss, NoiseOptions,
 from otl.signatures import Unknown
 from otl.wording import as_number, meant, show
 
-DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", "caption")}
+DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", "caption", "mask", "rank")}
 REPEAT = "otl.tasks.repeat.repeat"
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "fp32", "fp16", 32, 16)
 CHOICES: dict[str, tuple[Any, ...]] = {"output.dtype": ("fp32", "fp16", "bf16"), "trainer.precision": PRECISIONS}
@@ -101,10 +101,16 @@ RANGES = {  # `*` stands for one name
     "sample.height": PIXELS,
     "sample.width": PIXELS,
     "task.batch_size": COUNT,
+    "task.smooth": Range(0),
+    "task.unmasked": Range(0, 1, high_excluded=True),
+    "task.alpha": SHARE,
     "captioner.max_tokens": COUNT,
     "captioner.beams": COUNT,
     "captioner.general_threshold": SHARE,
     "captioner.character_threshold": SHARE,
+    "masker.threshold": SHARE,
+    "masker.tolerance": Range(0, 255),
+    "masker.side": COUNT,
     "seed": Range(0),
     "method.rank": COUNT,
     "method.block_size": Range(2),
@@ -182,12 +188,13 @@ INPAINT_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
 }
 TASK_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "separator": ("task.mode=append or prepend", lambda task: task.get("mode") in {"append", "prepend"}),
+    "alpha": ("task.mode=blend", lambda task: task.get("mode") == "blend"),
 }
 PARAMETERS = (
     ("loss", Loss, LOSS_PARAMETERS),
     ("noise", NoiseOptions, NOISE_PARAMETERS),
     ("inpaint", Inpaint, INPAINT_PARAMETERS),
-    ("task", partial(SimpleNamespace, separator=None), TASK_PARAMETERS),
+    ("task", partial(SimpleNamespace, separator=None, alpha=None), TASK_PARAMETERS),
 )
 
 
@@ -310,7 +317,7 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
             f"{show(data.get('path')) or 'nothing'} is given, but this task reads images: give their folder, {ways}",
         )
     masks = (settings.get("inpaint") or {}).get("folder")
-    if isinstance(masks, str):
+    if isinstance(masks, str) and task != "otl.tasks.mask.mask":  # which makes it
         yield from _check_folder("inpaint.folder", masks)
     for key, path in places.items():
         if isinstance(path, str) and path and "://" not in path and not re.search(r"[*?]", path):

@@ -34,6 +34,7 @@ CALLABLE: dict[str, tuple[str, ...]] = {
     "trainer": TRAINER,
     "logger": ("lightning.pytorch.loggers",),
     "captioner": ("otl.tools",),
+    "masker": ("otl.tools",),
     "callbacks": ("otl.callbacks", "lightning.pytorch.callbacks"),
     "hydra": ("otl.outcomes", "hydra._internal", "hydra.core", "hydra.experimental.callbacks", "hydra_plugins"),
 }

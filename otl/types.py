@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from otl.config import Problem as Problem
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
     from otl.modules.base import DiffusionModule
@@ -142,6 +143,18 @@ class Captioner(Protocol):
 
     def captions(self, images: list[Image]) -> list[str]:
         """RGB images -> a caption for each."""
+        ...
+
+
+class Masker(Protocol):
+    """What `task=mask` asks."""
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """As a captioner's."""
+        ...
+
+    def masks(self, images: list[Image]) -> list[np.ndarray]:
+        """RGB images -> bool [h, w] for each, in its size: what is white."""
         ...
 
 

@@ -11,6 +11,12 @@ from otl.check import OF_TASK, check
 from otl.config import conf_dir
 
 OPTIONS = sorted(path.relative_to(conf_dir()).with_suffix("").as_posix() for path in conf_dir().glob("*/*.yaml"))
+NEEDED = {  # what has no default, and has to be given
+    "task/mask": ["masker.prompts=[a dog]"],
+    "masker/text": ["masker.prompts=[a dog]"],
+    "masker/colour": ["masker.colours=[lime]"],
+    "masker/subject": ["masker.checkpoint=u2net.onnx"],
+}
 MOST_CHANGED = [
     *(f"data.{name}" for name in ("path", "prompt", "concepts", "resolution", "batch_size")),
     *(f"method.{name}" for name in ("rank", "alpha", "dropout", "targets")),
@@ -31,7 +37,7 @@ def test_the_glob_finds_the_options() -> None:
 def test_an_option_composes_and_passes(option: str, settings: Callable[..., DictConfig], tmp_path: Path) -> None:
     group, name = option.split("/")
     task = [f"task={OF_TASK[group]}"] if group in OF_TASK else []
-    cfg = settings(*task, f"{group}={name}")
+    cfg = settings(*task, f"{group}={name}", *NEEDED.get(option, []))
     if not cfg.data.path and not cfg.data.concepts:
         cfg.data.path = str(tmp_path)
     if option == "task/repeat":

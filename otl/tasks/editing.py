@@ -1,4 +1,4 @@
-"""Files written beside the images of a dataset, and what became of each: what the tools for datasets share."""
+"""Files written beside the images of a dataset, and what became of each."""
 
 from __future__ import annotations
 

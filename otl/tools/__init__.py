@@ -1,1 +1,1 @@
-"""What describes images, for `task=caption`."""
+"""What describes images and finds things in them, for `task=caption` and `task=mask`."""
