@@ -218,8 +218,11 @@ def options(workers: int) -> dict[str, Any]:
 
 
 def deaf(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the main one decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches every process of the terminal, and a cluster's signals every process of the job; only the main one
+    decides what they mean. Where it ends a worker that hangs, by SIGTERM, that has a minute left."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 
 
 def whole(batch: Batch) -> Batch:

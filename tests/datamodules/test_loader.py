@@ -1,5 +1,8 @@
 import itertools
+import multiprocessing
+import os
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,17 @@ def test_epochs_differ_and_come_back(cached, workers):
 def test_workers_change_nothing(cached):
     none, two = (filled(cached, workers=workers).train_dataloader() for workers in (0, 2))
     assert all(all_same(epoch(none, number), epoch(two, number)) for number in range(2))
+
+
+def test_workers_leave_it_to_the_main_process_what_a_signal_means(cached):
+    """Clusters and terminals send one to every process, and the step that is being made still needs its batches."""
+    loader = filled(cached, workers=2).train_dataloader()
+    batches = iter(loader)
+    first = next(batches)
+    for worker in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    assert all_same([first, *batches], epoch(filled(cached).train_dataloader(), 0))
 
 
 def test_workers_that_are_not_forked_can_have_the_dataset(cached):
