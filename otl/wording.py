@@ -13,6 +13,13 @@ def joined(prefix: str, key: Any) -> str:
     return f"{prefix}.{key}" if prefix else str(key)
 
 
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> full name -> value."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {name: value for key in node for name, value in flat(node[key], f"{prefix}.{key}".lstrip(".")).items()}
+
+
 def nearest(name: str, names: Sequence[str], cutoff: float = 0.6) -> str | None:
     """The name that was probably meant."""
     by_fold = {candidate.casefold(): candidate for candidate in names}

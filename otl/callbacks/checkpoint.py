@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from otl.callbacks import randomness
 from otl.callbacks.backups import FOLDER, Backups
 from otl.callbacks.guard import require_finite
+from otl.callbacks.position import position, share_anew
 from otl.callbacks.snapshot import bytes_of, fits, snapshot
 from otl.callbacks.stops import Stopped, Stops
 from otl.callbacks.timing import Steps, due, paused
@@ -193,10 +194,14 @@ class Checkpoint(Callback):
         self._writer.start(save) if beside else save()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["randomness"] = randomness.states()
+        checkpoint |= {"randomness": randomness.states(), "world_size": trainer.world_size}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
         self._randomness = checkpoint["randomness"]
+        then, now = checkpoint["world_size"], trainer.world_size
+        if then != now:
+            batches = [trainer.datamodule.batches_per_epoch(ranks) for ranks in (then, now)]
+            share_anew(checkpoint["loops"]["fit_loop"], ranks=(then, now), batches=batches)
 
 
 class Hand(TorchCheckpointIO):
@@ -214,9 +219,3 @@ def validates_now(trainer: Trainer) -> bool:
     validation: Lightning does not make up for it."""
     loop = trainer.fit_loop
     return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
-
-
-def position(trainer: Trainer) -> int:
-    """Batches that the loader has delivered since the beginning of the run."""
-    state = trainer.train_dataloader.state_dict()
-    return state["epoch"] * trainer.num_training_batches + state["delivered"]

@@ -42,12 +42,22 @@ class Export(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self._export(trainer, pl_module, pl_module.output_options.name)
 
+    def complete(self, trainer: Trainer, module: DiffusionModule) -> None:
+        """Where the run was killed after its last step, and before the export."""
+        if not results(module.run_dir / module.output_options.name):
+            self.on_train_end(trainer, module)
+
     def _export(self, trainer: Trainer, module: DiffusionModule, name: str) -> None:
         if not trainer.is_global_zero:
             return
         with paused(trainer), randomness.kept(), module.averaged():
             path = module.export(module.run_dir / name)
         log.info(f"exported {path} ({megabytes(path):.1f} MB{', average' if module.average is not None else ''})")
+
+
+def results(path: Path) -> list[Path]:
+    """What is there of the result `path`, without suffix: a file or a folder, as the method writes it."""
+    return [each for each in (path.with_name(f"{path.name}.safetensors"), path) if each.exists()]
 
 
 def megabytes(path: Path) -> float:

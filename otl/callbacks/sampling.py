@@ -82,6 +82,12 @@ class Sampling(Callback):
         if trainer.is_global_zero and pl_module.sample_options.prompts and self.first:
             before_after(pl_module.run_dir / FOLDER, trainer.global_step)
 
+    def complete(self, trainer: Trainer, module: DiffusionModule) -> None:
+        """Where the run was killed after its last step, and before its last pictures were there."""
+        if (module.run_dir / FOLDER / f"{stem(trainer.global_step)}.json").is_file():
+            self._drawn_step = trainer.global_step
+        self.on_train_end(trainer, module)
+
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
         self._drawn_step = step = trainer.global_step
         options = with_guidance(module.sample_options, module)

@@ -106,6 +106,8 @@ class DiffusionModule(Networks, Training):
         self.run_dir = Path()
         self.data_resolution = self.resolution
         self.settings: dict[str, Any] = {}  # the resolved config, kept in checkpoints
+        self.precision_name = ""  # as Lightning calls it, kept there too
+        self.dataset: list[list[str]] = []  # name and digest of each image, kept there too
         self.autocast_dtype: torch.dtype | None = None
         self.average: dict[str, Tensor] | None = None  # set by callbacks/ema.py
         self.pipeline: Any = None  # a plain attribute: Lightning sees only what trains

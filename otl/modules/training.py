@@ -33,7 +33,13 @@ class Training(LightningModule):
         return {name: parameter.detach() for name, parameter in self.trained_parameters().items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["settings"] = self.settings
+        """With what tells whether a run that goes on from it is still the same (tasks/resuming.py)."""
+        checkpoint |= {
+            "settings": self.settings,
+            "precision": self.precision_name,
+            "dataset": self.dataset,
+            "total_steps": self.total_steps,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that holds other weights than those that train here."""
@@ -76,6 +82,14 @@ class Training(LightningModule):
         needed = (self.image_encoder,) if self.inpaints and not data.caches_masked else ()
         self.move_frozen(torch.device("cpu"), all_but=(*self.text_encoders, *needed))
 
+    def on_train_start(self) -> None:
+        """A checkpoint has put back the optimizer's settings of its time: those of now hold."""
+        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        schedule.base_lrs = [settings["lr"] for settings in self.stated]
+        for group, settings, factor in zip(optimizer.param_groups, self.stated, schedule.lr_lambdas):
+            group.update(settings | {"initial_lr": settings["lr"], "lr": settings["lr"] * factor(schedule.last_epoch)})
+
+    stated: list[dict[str, Any]] = []  # what the settings say of each group of the optimizer
     track: Any = None  # set by tasks/train.py: shows the cache's progress
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -236,6 +250,8 @@ class Training(LightningModule):
             for group in self.groups
         ]
         optimizer = self.optimizer(groups)
+        names = {"lr", *self.settings.get("optimizer", {})}
+        self.stated = [{name: group[name] for name in names & group.keys()} for group in optimizer.param_groups]
         if self.embeddings is not None:  # here, so that an average is taken afterwards
             optimizer.register_step_post_hook(self.embeddings.after_step)
         stopping.check(self.groups, self.total_steps)

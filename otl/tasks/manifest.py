@@ -35,8 +35,12 @@ PACKAGES = (
 
 
 @rank_zero_only
-def start(settings: DictConfig, data: BucketedDataModule, folder: Path) -> dict[str, Any]:
-    """Write what is known before the first step, and return it."""
+def start(settings: DictConfig, contents: dict[str, dict[str, str]], folder: Path) -> dict[str, Any]:
+    """Write what is known before the first step, and return it.
+
+    Args:
+        contents: what `contents_of` gave.
+    """
     record = {
         "started": now(),
         "outcome": "running",
@@ -45,8 +49,7 @@ def start(settings: DictConfig, data: BucketedDataModule, folder: Path) -> dict[
         "settings": plain(settings),
         "versions": versions(),
         "machine": machine(),
-        "images": images(data),
-        "masks": masks(data),
+        **contents,
     }
     write(record, folder)
     return record
@@ -61,6 +64,11 @@ def finish(record: dict[str, Any], folder: Path, *, outcome: str, step: int) -> 
     ended = {"finished": now(), "outcome": outcome, "step": step, "files": hashes(files)}
     digests = {str(path.relative_to(folder)): tensors_hash(path) for path in files if path.suffix == ".safetensors"}
     write(record | ended | ({"tensors": digests} if outcome == "finished" else {}), folder)
+
+
+def contents_of(data: BucketedDataModule) -> dict[str, dict[str, str]]:
+    """The hashes of what is trained on, by "images" and "masks"."""
+    return {"images": images(data), "masks": masks(data)}
 
 
 def images(data: BucketedDataModule) -> dict[str, str]:

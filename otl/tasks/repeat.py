@@ -19,6 +19,7 @@ from otl.formats.files import listed
 from otl.tasks import manifest
 from otl.tasks.run import build_data, build_skeleton, plain, run_dir
 from otl.tasks.train import train
+from otl.wording import flat
 
 log = logging.getLogger(__name__)
 
@@ -136,13 +137,6 @@ def compared(what: str, then: dict[str, Any], now: dict[str, Any]) -> Iterator[s
                 yield f"{what} {name} is gone"
         elif then[name] != now[name]:
             yield f"{what} {name} is {now[name]}, was {then[name]}"
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> full name -> value."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {name: value for key in node for name, value in flat(node[key], f"{prefix}.{key}".lstrip(".")).items()}
 
 
 def comparison(then: dict[str, Any], now: dict[str, Any]) -> str:

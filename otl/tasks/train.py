@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, open_dict
 
-from otl.callbacks.backups import newest
+from otl.callbacks.export import Export
 from otl.callbacks.progress import track
+from otl.callbacks.sampling import Sampling
 from otl.callbacks.stops import at_once
 from otl.config import RunEnded, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule, report
+from otl.formats.files import DiskError
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.quiet import undouble_lightning
-from otl.tasks import classes, manifest, plan, ranks, slurm
+from otl.tasks import classes, manifest, plan, ranks, resuming, slurm
+from otl.tasks.folder import alone, exported, refuse_overwrite
 from otl.tasks.precision import allow_tf32, choose
 from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, total_steps
 
@@ -33,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @at_once()
 def train(settings: DictConfig, folder: Path | None = None) -> None:
-    """The whole run, in its order.
+    """Train, and write the file that comes out.
 
     Args:
         folder: of the run; None: the one that Hydra made.
@@ -42,8 +46,15 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     if folder is None:
         ranks.require_one_folder()
         folder = run_dir()
-    resume = checkpoint_to_resume(settings.resume, folder)
-    refuse_overwrite(settings, folder, resuming=resume is not None)
+    with alone(folder):
+        run(settings, folder)
+
+
+def run(settings: DictConfig, folder: Path) -> None:
+    """The whole run, in its order."""
+    resume = resuming.find(settings.resume, folder)
+    refuse_overwrite(settings, folder, resume)
+    earlier = resuming.read(resume) if resume else None
 
     precision = choose(
         settings.trainer.precision, accelerator=settings.trainer.accelerator, devices=settings.trainer.devices
@@ -53,7 +64,8 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     seed_everything(settings.seed, verbose=False)
     classes.draw_missing(settings, autocast=precision.autocast)
     module = build_module(settings)
-    module.run_dir, module.track, module.autocast_dtype = folder, track, precision.autocast
+    module.run_dir, module.track = folder, track
+    module.autocast_dtype, module.precision_name = precision.autocast, precision.name
     skeleton = build_skeleton(settings)
     data = build_data(settings, skeleton)
     data.setup("fit")
@@ -71,42 +83,56 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     module.total_steps = total_steps(settings.trainer, batches)
     module.steps_per_epoch = steps_per_epoch(batches, settings.trainer.accumulate_grad_batches)
     set_end(trainer, module.total_steps)
-
+    record = begin(settings, module, data, trainer, folder, earlier)
     summary(module, data, trainer, batches)
-    record = manifest.start(settings, data, folder)
     started = time.monotonic()
     try:
-        with ranks.started(folder), only_numbers(resume):
+        with ranks.started(folder):
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     except BaseException as error:
-        manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
         end_ranks(trainer, error)
+        with said(DiskError):  # what ended the run counts more
+            manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
         slurm.requeue(settings, error)
         raise
-    if (
-        resume and trainer.is_global_zero and not exported(settings, folder)
-    ):  # it was finished already: Lightning then ends before any callback
-        with module.averaged():
-            module.export(folder / settings.output.name)
+    if earlier is not None and earlier["global_step"] >= module.total_steps:
+        complete(trainer, module)
     manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
     closing(settings, trainer, folder, seconds=time.monotonic() - started)
 
 
-@contextlib.contextmanager
-def only_numbers(resume: Path | None) -> Iterator[None]:
-    """Around the loading of a checkpoint, which may be a stranger's: one that could run code is not loaded.
+@rank_zero_only
+def begin(
+    settings: DictConfig,
+    module: DiffusionModule,
+    data: BucketedDataModule,
+    trainer: Trainer,
+    folder: Path,
+    earlier: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The record of the run, which is still the same where it goes on; by the first rank, which keeps it."""
+    contents = manifest.contents_of(data)
+    module.dataset = resuming.dataset(data, contents)
+    if earlier is not None:
+        resuming.require_same(earlier, module, ranks=trainer.world_size, allowed=settings.allow_changes)
+    return manifest.start(settings, contents, folder)
 
-    Raises:
-        SettingsError: it holds anything but tensors and plain values.
-    """
+
+@contextlib.contextmanager
+def said(kind: type[Exception]) -> Iterator[None]:
+    """An error of that kind in here is in the log, and does not take the place of another."""
     try:
         yield
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(
-            f"resume={resume}: not loaded, since a checkpoint with other things in it than numbers and words can run "
-            f"programs ({reason}); use one that OTL wrote"
-        ) from error
+    except kind as error:
+        log.error(str(error))
+
+
+def complete(trainer: Trainer, module: DiffusionModule) -> None:
+    """What a run lacks that was ended after its last step: Lightning does nothing then, and calls nobody."""
+    module.to(trainer.strategy.root_device)
+    for callback in trainer.callbacks:
+        if isinstance(callback, Sampling | Export):
+            callback.complete(trainer, module)
 
 
 def end_ranks(trainer: Trainer, error: BaseException) -> None:
@@ -114,42 +140,6 @@ def end_ranks(trainer: Trainer, error: BaseException) -> None:
     alike = isinstance(error, RunEnded) and error.on_all_ranks
     if trainer.strategy.launcher is not None and not alike:
         trainer.strategy.launcher.kill(signal.SIGKILL)
-
-
-def checkpoint_to_resume(asked: str | None, folder: Path) -> Path | None:
-    """The checkpoint that `resume` means.
-
-    Raises:
-        SettingsError: there is none.
-    """
-    if asked is None:
-        return None
-    if asked == "auto":
-        found = newest(folder / "checkpoints")
-        if found is None:
-            log.info(f"resume=auto: no checkpoint in {folder / 'checkpoints'}, starting anew")
-        return found
-    path = Path(asked).expanduser()
-    path = (newest(path) or path) if path.is_dir() else path
-    if not path.is_file():
-        raise SettingsError(f"resume={asked}: no such checkpoint; give a .ckpt file, a checkpoints/ folder or auto")
-    return path
-
-
-def refuse_overwrite(settings: DictConfig, folder: Path, *, resuming: bool) -> None:
-    """A run never writes over another's results."""
-    there = [path for path in (*exported(settings, folder), folder / "checkpoints") if path.exists()]
-    if there and not resuming and not settings.output.overwrite:
-        raise SettingsError(
-            f"{there[0]} is an earlier run's result: choose another hydra.run.dir, continue it with resume=auto, "
-            "or replace it with output.overwrite=true"
-        )
-
-
-def exported(settings: DictConfig, folder: Path) -> list[Path]:
-    """The results that are there: a file or a folder, as the method writes it."""
-    name = settings.output.name
-    return [path for path in (folder / f"{name}.safetensors", folder / name) if path.exists()]
 
 
 def build_trainer(settings: DictConfig, precision: str, *, trains_text: bool = False) -> Trainer:

@@ -112,6 +112,31 @@ def test_two_ranks_train_as_one_does_with_their_batches_together(train, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_another_number_of_ranks_goes_on_with_the_same_images(train, tmp_path, photos):
+    """Two steps an epoch, each of two images: on two ranks, and accumulated on one. It stops within an epoch."""
+    Image.new("RGB", (64, 64), "red").save(photos / "3.png")
+    (photos / "3.txt").write_text("picture 3")
+    line = ["trainer.max_steps=5", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=9", "optimizer.lr=1e-3"]
+    two = train(*line, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'two'}")
+    assert two.code == 0, two.err
+    resume = f"resume={tmp_path / 'two' / 'checkpoints' / 'step-00000003.ckpt'}"
+    one = train(*line, resume, "trainer.accumulate_grad_batches=2", f"hydra.run.dir={tmp_path / 'one'}")
+    assert one.code == 0, one.err
+
+    a, b = (load_file(tmp_path / name / "final.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(a[key], b[key], atol=1e-5) for key in b)
+    rows = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two")]
+    assert [row["step"] for row in rows[0]] == ["4", "5"]
+    for x, y in zip(rows[0], rows[1][3:]):
+        assert float(x["loss"]) == pytest.approx(float(y["loss"]), rel=1e-4)
+
+    half = train(*line, resume, f"hydra.run.dir={tmp_path / 'half'}")
+    assert half.code == 2
+    assert "batches of an optimizer step: 2 -> 1" in half.err
+
+
+@pytest.mark.slow
 def test_text_encoders_train_on_two_ranks(train, tmp_path, sdxl_folder):
     """SDXL reads the last layer but one: the adapters of the last get no gradient."""
     parts = "method.parts={denoiser: {}, text_encoder: {}, text_encoder_2: {}}"

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from otl.config import SettingsError
+from otl.datamodules.files import content_hash
+from otl.formats.files import tensors_hash
 from otl.tasks.train import train
 
 
@@ -92,6 +95,41 @@ def test_a_resumed_run_is_bit_equal_to_the_unbroken_one(run, overrides, tmp_path
     a, b = (torch.load(f / "checkpoints" / "step-00000006.ckpt", weights_only=False) for f in (whole, again))
     assert all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"])
     assert losses(whole)[3:] == losses(again)
+
+
+def test_what_has_changed_since_is_listed_and_holds_once_it_is_allowed(run, photos, tmp_path):
+    """Checkpoints keep the optimizer's settings too; those of the resumed run's line hold."""
+    shutil.copytree(photos, tmp_path / "photos")
+    data = f"data.path={tmp_path / 'photos'}"
+    whole = run("whole", data, "optimizer.lr=1e-4")
+    line = [data, f"resume={whole / 'checkpoints' / 'step-00000003.ckpt'}", "data.workers=1"]
+    assert losses(run("moved", *line, "optimizer.lr=1e-4")) == losses(whole)[3:]
+
+    (tmp_path / "photos" / "2.txt").write_text("another caption")
+    line += ["optimizer.lr=3e-4", "optimizer.weight_decay=0.5"]
+    with pytest.raises(SettingsError) as refused:
+        run("refused", *line)
+    listed = ["optimizer.lr: 0.0001 -> 0.0003", "optimizer.weight_decay: 0.01 -> 0.5", "1 images are changed"]
+    assert [text for text in listed if text not in str(refused.value)] == []
+    assert not (tmp_path / "refused" / "manifest.json").exists()
+
+    changed = run("changed", *line, "allow_changes=true")
+    assert [rate for _, _, rate in losses(changed)] == ["0.0003"] * 3
+    end = torch.load(changed / "checkpoints" / "step-00000006.ckpt", weights_only=True)["optimizer_states"][0]
+    assert end["param_groups"][0]["weight_decay"] == 0.5
+
+
+def test_a_run_that_was_killed_after_its_last_step_does_the_rest(run):
+    """Its pictures and its result: there was a checkpoint of the last step already."""
+    line = ["sample.prompts=[a cat]", "sample.steps=1"]
+    folder = run("run", *line)
+    names = ["final.safetensors", "samples/before-after.png", "samples/step-000006.json", "samples/step-000006.png"]
+    hashes = [tensors_hash(folder / names[0]), *(content_hash(folder / name) for name in names[1:])]
+    for gone in (names, names[:2]):
+        for name in gone:
+            (folder / name).unlink()
+        run("run", *line, "resume=auto")
+        assert [tensors_hash(folder / names[0]), *(content_hash(folder / name) for name in names[1:])] == hashes
 
 
 def test_another_seed_gives_another_result(run):
