@@ -251,6 +251,7 @@ class Concept:
     type: ConceptType = ConceptType.train  # train, validation or prior
     repeats: float = 1.0  # times each image is seen in an epoch; 2.5: twice or three times, by turns
     samples: Optional[int] = None  # instead of repeats: images of it that are seen in an epoch, by turns
+    resolution: Any = None  # pixels per side of the square with a bucket's area, or a list; null: data.resolution
     seed: Optional[int] = None  # of its order, captions and noise; null: the run's
     prompt: Optional[str] = None  # captions, one a line, of images without any of their own
     captions: OwnCaptionOptions = field(default_factory=OwnCaptionOptions)  # each field: null is that of data.captions
@@ -267,9 +268,16 @@ class Data:
     concepts: dict[str, Concept] = field(default_factory=dict)  # by name; beside or instead of `path`
     prompt: Optional[str] = None  # captions, one a line, of images of `path` without any of their own
     captions: CaptionOptions = field(default_factory=CaptionOptions)
-    resolution: Optional[int] = None  # pixels per side of the square with a bucket's area; null: the family's own
+    resolution: Any = None  # pixels per side of the square with a bucket's area, or a list; null: the family's own
+    each_resolution: bool = True  # of several: every image at each; false: every image at one of them, by `seed`
     batch_size: int = 1  # images
     buckets: bool = True  # aspect buckets; false: one square, cropped
+    bucket_sizes: list[str] = field(default_factory=list)  # instead: buckets such as 768x1344, height x width, pixels
+    min_bucket_side: Optional[int] = None  # pixels: buckets with a shorter side are not made
+    max_bucket_side: Optional[int] = None  # pixels: buckets with a longer side are not made
+    no_upscale: bool = False  # no image is enlarged: it goes to a smaller bucket, or is left out where there is none
+    min_side: Optional[int] = None  # pixels: images with a shorter side are left out
+    max_aspect: Optional[float] = None  # long side / short side: images above it are left out
     partial_batches: PartialBatches = PartialBatches.keep  # keep, pad or drop
     augment: Augment = field(default_factory=Augment)
     image_variations: int = 1  # variations of each image in the cache, where something is random; all come by turns

@@ -57,6 +57,10 @@ AUGMENT = {
 }
 RANGES = {  # `*` stands for one name
     "data.resolution": PIXELS,
+    "data.min_bucket_side": Range(64),
+    "data.max_bucket_side": Range(64),
+    "data.min_side": COUNT,
+    "data.max_aspect": Range(1),
     "data.batch_size": COUNT,
     "data.encode_batch_size": COUNT,
     "data.workers": Range(0),
@@ -69,6 +73,7 @@ RANGES = {  # `*` stands for one name
     "data.concepts.*.validation_share": Range(0, 1, high_excluded=True),
     "data.concepts.*.repeats": POSITIVE,
     "data.concepts.*.samples": COUNT,
+    "data.concepts.*.resolution": PIXELS,
     "data.concepts.*.seed": Range(0),
     "data.concepts.*.loss_weight": Range(0),
     "data.concepts.*.generate": Range(0),
@@ -126,6 +131,7 @@ RANGES = {  # `*` stands for one name
     "optimizer.lr": Range(0),
     "optimizer.weight_decay": Range(0),
     "optimizer.eps": Range(0),
+    "optimizer.betas": Range(0, 1, high_excluded=True),
     "scheduler.warmup": Range(0),
     "scheduler.end": Range(0),
     "trainer.max_steps": COUNT,
@@ -204,16 +210,14 @@ def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
     for pattern, accepted in RANGES.items():
         expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
         for key, value in leaves.items():
-            if expression.fullmatch(key) and value is not None:
-                yield from _check_number(key, value, accepted)
+            if expression.fullmatch(key):
+                for full, number in _each(key, value):
+                    yield from _check_number(full, number, accepted)
     for key, choices in CHOICES.items():
         if key in leaves and leaves[key] is not Unknown and leaves[key] not in choices:
             names = list(dict.fromkeys(str(choice) for choice in choices))
             message = f"{show(leaves[key])} is not accepted: must be {', '.join(names)}{meant(leaves[key], names)}"
             yield Problem(key, message)
-    betas = leaves.get("optimizer.betas")
-    for index, beta in enumerate(betas if isinstance(betas, list) else []):
-        yield from _check_number(f"optimizer.betas[{index}]", beta, Range(0, 1, high_excluded=True))
     low, high = leaves.get("noise.min_timestep"), leaves.get("noise.max_timestep")
     if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
         yield Problem("noise.min_timestep", f"{low} is not below noise.max_timestep={high}: nothing would be trained")
@@ -276,6 +280,13 @@ def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, full)
         else:
             yield full, value
+
+
+def _each(key: str, value: Any) -> list[tuple[str, Any]]:
+    """A value, or those of a list, each with its name; none for null."""
+    if isinstance(value, list):
+        return [(f"{key}[{index}]", each) for index, each in enumerate(value)]
+    return [] if value is None else [(key, value)]
 
 
 def _check_number(key: str, value: Any, accepted: Range) -> list[Problem]:

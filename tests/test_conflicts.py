@@ -19,6 +19,12 @@ def found(settings, *lines: str) -> dict[str, str]:
         [CAT, "data.concepts.cat.repeats=2.5", "data.concepts.cat.seed=3"],
         [CAT, "data.concepts.cat.samples=100"],
         [CAT, "data.path=.", "data.concepts.cat.type=validation"],
+        ["data.path=.", "data.resolution=512"],
+        ["data.path=.", "data.resolution=[512,768,1024]", "data.each_resolution=false"],
+        [CAT, "data.resolution=512", "data.concepts.cat.resolution=[512,768]", "data.each_resolution=false"],
+        ["data.path=.", "data.bucket_sizes=[768x1344,1024x1024]", "data.no_upscale=true"],
+        ["data.path=.", "data.min_bucket_side=512", "data.max_bucket_side=512"],
+        ["data.path=.", "data.buckets=false", "data.no_upscale=true", "data.min_side=64", "data.max_aspect=2.5"],
     ],
 )
 def test_what_makes_sense_is_accepted(settings, lines):
@@ -42,6 +48,37 @@ def test_a_concept_that_makes_no_sense_is_refused(settings, lines, key, message)
     problems = found(settings, "data.path=.", CAT, *(f"data.concepts.cat.{line}" for line in lines))
     assert list(problems) == [f"data.concepts.cat.{key}"]
     assert message in problems[f"data.concepts.cat.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "message"),
+    [
+        (["resolution=[512,500]"], "resolution[1]", "500 is not accepted: must be at least 64, a multiple of 8"),
+        (["resolution=many"], "resolution", "many is not a number"),
+        (["resolution=[]"], "resolution", "the list is empty"),
+        (["resolution=[512,512]"], "resolution", "512 is there more than once"),
+        (["resolution=512", "each_resolution=false"], "each_resolution", "false would have no effect"),
+        (["resolution=512", "bucket_sizes=[512x512]"], "resolution", "512 would have no effect: data.bucket_sizes"),
+        (["bucket_sizes=[512]"], "bucket_sizes[0]", "512 is not accepted: give height x width"),
+        (["bucket_sizes=[512x512,32x512]"], "bucket_sizes[1]", "32x512 is not accepted"),
+        (["bucket_sizes=[512x512]", "buckets=false"], "buckets", "leave one of them out"),
+        (["bucket_sizes=[512x512]", "max_bucket_side=512"], "max_bucket_side", "512 would have no effect"),
+        (["buckets=false", "min_bucket_side=512"], "min_bucket_side", "512 would have no effect: data.buckets=false"),
+        (["min_bucket_side=768", "max_bucket_side=512"], "min_bucket_side", "768 is above data.max_bucket_side=512"),
+        (["max_bucket_side=32"], "max_bucket_side", "at least 64"),
+        (["min_side=0"], "min_side", "at least 1"),
+        (["max_aspect=0.5"], "max_aspect", "at least 1"),
+    ],
+)
+def test_buckets_that_make_no_sense_are_refused(settings, lines, key, message):
+    problems = found(settings, "data.path=.", *(f"data.{line}" for line in lines))
+    assert list(problems) == [f"data.{key}"]
+    assert message in problems[f"data.{key}"]
+
+
+def test_a_concepts_resolution_is_refused_where_buckets_are_given(settings):
+    lines = [CAT, "data.concepts.cat.resolution=512", "data.bucket_sizes=[512x512]"]
+    assert list(found(settings, *lines)) == ["data.concepts.cat.resolution"]
 
 
 def test_a_concept_is_not_named_as_the_images_of_the_path(settings):

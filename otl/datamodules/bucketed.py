@@ -35,16 +35,16 @@ class BucketedDataModule(LightningDataModule):
 
     Args:
         data: the settings.
-        resolution: pixels per side of the square with a bucket's area.
+        resolution: pixels per side of the square with a bucket's area, where the settings name none.
         step: sides of buckets are multiples of it, pixels.
         seed: of the order, captions, masks and noise.
         inpaint: how masks are made; None: there are none.
         hides: whether the model is shown what the masks leave of the images; else they only weigh the loss.
     """
 
-    samples: list[Sample]  # to train on
+    samples: list[Sample]  # to train on; an image at several resolutions is there several times
     validation_samples: list[Sample]
-    problems: list[Problem]  # what the scan found
+    problems: list[Problem]  # what is wrong with the images, and which are left out
     layout: Layout  # of `samples`
     validation_layout: Layout
     rounds: Rounds  # of `samples`
@@ -64,7 +64,7 @@ class BucketedDataModule(LightningDataModule):
         super().__init__()
         self.data, self.resolution, self.step, self.seed = data, resolution, step, seed
         self.inpaint, self.hides = inpaint, hides and inpaint is not None
-        self.scanned = False
+        self.scanned: tuple[list[Sample], list[Problem]] | None = None  # what the scan found
         self.train_cached: Cached | None = None  # set by `fill_cache`
         self.validation_cached: Cached | None = None
 
@@ -84,21 +84,20 @@ class BucketedDataModule(LightningDataModule):
         Raises:
             SettingsError: the dataset cannot be trained on; lists all reasons.
         """
-        if self.scanned:
+        if self.scanned is not None:
             return
-        samples, self.problems = scan(self.data, self.inpaint)
-        fatal = [problem for problem in self.problems if problem.fatal]
-        if fatal:
-            raise SettingsError("\n".join(map(report, fatal)))
-        self.samples = [sample for sample in samples if not sample.validation]
-        self.validation_samples = [sample for sample in samples if sample.validation]
-        self.layout, self.validation_layout = self._layout(self.samples), self._layout(self.validation_samples)
+        samples, problems = scan(self.data, self.inpaint)
+        _require(problems)
+        where = {"resolution": self.resolution, "step": self.step, "seed": self.seed}
+        self.layout, self.validation_layout = laid_out(samples, self.data, **where)
+        self.samples, self.validation_samples = self.layout.samples, self.validation_layout.samples
+        self.scanned, self.problems = (samples, problems), problems + placing(self.layout, self.validation_layout)
+        _require(self.problems)
         self.rounds = rounds(self.layout, self.data, self.seed)
         varied = augments(self.data)
         settled = {concept: views.settled(augment) for concept, augment in varied.items()}
         self.variations = Variations(self.layout, varied, self.data.image_variations, self.rounds.pace)
         self.validation_variations = Variations(self.validation_layout, settled)
-        self.scanned = True
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Batches of each rank in an epoch."""
@@ -158,9 +157,6 @@ class BucketedDataModule(LightningDataModule):
             for each in wanted or [Wanted(), Wanted()]
         )
 
-    def _layout(self, samples: list[Sample]) -> Layout:
-        return layout(samples, resolution=self.resolution, step=self.step, buckets=self.data.buckets)
-
     def _dataset(self, variations: Variations, *, dropout: float, cached: Cached | None) -> Bucketed:
         return Bucketed(
             variations,
@@ -211,6 +207,32 @@ class BucketedDataModule(LightningDataModule):
         """Caption -> key, of all that can come up."""
         texts = all_prompts(self.samples + self.validation_samples, self.data.caption_dropout)
         return {text: prompt_key(text, identity) for text in texts}
+
+
+def laid_out(
+    samples: list[Sample], data: Data | DictConfig, *, resolution: int, step: int, seed: int
+) -> tuple[Layout, Layout]:
+    """The images to train on and those held out, each with its places: see `layout`."""
+    train = [sample for sample in samples if not sample.validation]
+    held_out = [sample for sample in samples if sample.validation]
+    where = {"resolution": resolution, "step": step, "seed": seed}
+    return layout(train, data, **where), layout(held_out, data, **where)
+
+
+def placing(train: Layout, held_out: Layout) -> list[Problem]:
+    """Which images have no place; fatal where none is left to train on."""
+    found = train.problems + held_out.problems
+    if train.samples or not train.problems:
+        return found
+    keys = " and ".join(problem.key for problem in train.problems)
+    return [*found, Problem("data", f"no image is left to train on: change {keys}, or add larger images")]
+
+
+def _require(problems: list[Problem]) -> None:
+    """Raises SettingsError: some of the problems are fatal."""
+    fatal = [problem for problem in problems if problem.fatal]
+    if fatal:
+        raise SettingsError("\n".join(map(report, fatal)))
 
 
 def rounds(layout: Layout, data: Data | DictConfig, seed: int) -> Rounds:

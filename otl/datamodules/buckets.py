@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ def grid(resolution: int, step: int) -> list[Size]:
     """
     sizes = {_rounded(1, aspect, resolution, step) for aspect in ASPECTS}
     sizes |= {_rounded(aspect, 1, resolution, step) for aspect in ASPECTS}
-    return sorted(sizes, key=lambda size: (size.h / size.w, size))
+    return ordered(sizes)
 
 
 def square(resolution: int, step: int) -> list[Size]:
@@ -33,24 +33,37 @@ def square(resolution: int, step: int) -> list[Size]:
     return [_rounded(1, 1, resolution, step)]
 
 
+def ordered(sizes: Iterable[Size]) -> list[Size]:
+    """From wide to tall, each once."""
+    return sorted(set(sizes), key=lambda size: (size.h / size.w, size))
+
+
 def nearest(size: Size, sizes: Sequence[Size]) -> Size:
     """The bucket whose ratio is nearest: see `assigned`."""
     return sizes[int(assigned(np.array([size]), sizes)[0])]
 
 
-def assigned(images: Ints, sizes: Sequence[Size]) -> Ints:
-    """[N, 2] heights and widths -> [N] number of the bucket whose ratio is nearest.
+def assigned(images: Ints, sizes: Sequence[Size], *, enlarge: bool = True) -> Ints:
+    """[N, 2] heights and widths -> [N] number of the bucket whose ratio is nearest; -1 where there is none.
 
-    As much too wide counts like as much too tall. Of equally near ones, the one nearer to the square is taken, then the
-    larger, then the taller.
+    As much too wide counts like as much too tall. Of equally near ones, the one that enlarges the image least is taken,
+    then the one nearer to the square, then the larger, then the taller.
+
+    Args:
+        images: pixels.
+        sizes: of the buckets.
+        enlarge: whether an image may be made larger than it is.
     """
     wanted = np.log(images[:, 0] / images[:, 1])
     ratios = [math.log(size.h / size.w) for size in sizes]
-    best, least = np.full(len(images), -1), np.full(len(images), np.inf)
+    best, least, growth = (np.full(len(images), each) for each in (-1, np.inf, np.inf))
     for number in sorted(range(len(sizes)), key=lambda n: (round(abs(ratios[n]), 9), -sizes[n].area, -sizes[n].h)):
         distance = np.abs(ratios[number] - wanted).round(9)
-        nearer = distance < least
-        best[nearer], least[nearer] = number, distance[nearer]
+        grown = np.maximum(np.array(sizes[number]) / images, 1).max(1)
+        better = (distance < least) | ((distance == least) & (grown < growth))
+        if not enlarge:
+            better &= grown == 1
+        best[better], least[better], growth[better] = number, distance[better], grown[better]
     return best
 
 

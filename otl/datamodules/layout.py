@@ -1,16 +1,20 @@
-"""Where every image is cut: a function of sizes alone. Compact: a place is worked out when it is asked for."""
+"""Where every image is cut: a function of sizes and settings. Compact: a place is worked out when it is asked for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from omegaconf import DictConfig
 
+from otl.config import Data
 from otl.datamodules import buckets as geometry
+from otl.datamodules import shapes
 from otl.datamodules.buckets import Ints
-from otl.types import Crop, Sample, Size
+from otl.types import Crop, Problem, Sample, Size
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """A bucket for every sample."""
+    """A bucket for every sample: an image that is shown at several resolutions is there as several samples."""
 
     samples: list[Sample]
+    images: Ints  # [samples] number of the image among those that were to be laid out
     sizes: list[Size]  # the buckets that have samples, from wide to tall
     numbers: Ints  # [samples] which of them
+    problems: list[Problem]  # which images have no place, and why
 
     @property
     def places(self) -> Places:
@@ -61,19 +67,102 @@ class Places:
         return map(self.__getitem__, range(len(self)))
 
 
-def layout(samples: Sequence[Sample], *, resolution: int, step: int, buckets: bool) -> Layout:
-    """Give every sample its bucket.
+def layout(images: Sequence[Sample], data: Data | DictConfig, *, resolution: int, step: int, seed: int = 0) -> Layout:
+    """Give every image its buckets.
 
     Args:
-        samples: of one dataset.
-        resolution: pixels per side of the square with a bucket's area.
+        images: of one dataset.
+        data: the settings.
+        resolution: pixels per side of the square with a bucket's area, where the settings name none.
         step: sides are multiples of it, pixels.
-        buckets: whether there are aspect buckets; else all images become one square.
+        seed: of the run.
+
+    Raises:
+        SettingsError: the settings ask for buckets that there cannot be.
     """
-    sizes = geometry.grid(resolution, step) if buckets else geometry.square(resolution, step)
-    found = geometry.assigned(np.array([sample.size for sample in samples]).reshape(-1, 2), sizes)
-    used, numbers = np.unique(found, return_inverse=True)
-    return Layout(list(samples), [sizes[number] for number in used], numbers.astype(np.int32))
+    sizes = np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2)
+    fit, problems = _within_limits(images, sizes, data)
+    found = [np.zeros((0, 3), dtype=np.int64)]
+    among = shapes.by_concept(data, resolution, step)
+    for each, asked in _by_resolution(images, fit, data, among, seed).items():
+        found.append(_descended(sizes, np.array(asked), shapes.ladder(data, each, step), enlarge=not data.no_upscale))
+    entries = np.unique(np.concatenate(found), axis=0)  # number of the image, height, width
+    problems += _unplaced(images, np.setdiff1d(fit, entries[:, 0]), data)
+    used = geometry.ordered(Size(h, w) for h, w in np.unique(entries[:, 1:], axis=0).tolist())
+    numbers = {size: number for number, size in enumerate(used)}
+    return Layout(
+        [images[number] for number in entries[:, 0]],
+        entries[:, 0].astype(np.int32),
+        used,
+        np.array([numbers[h, w] for h, w in entries[:, 1:].tolist()], dtype=np.int32),  # type: ignore[index]
+        problems,
+    )
+
+
+def _by_resolution(
+    images: Sequence[Sample], fit: Ints, data: Data | DictConfig, among: dict[str, list[int]], seed: int
+) -> dict[int, list[int]]:
+    """Resolution -> numbers of the images that are shown at it.
+
+    Args:
+        fit: numbers of the images to be shown.
+        among: the resolutions of each concept.
+    """
+    found: dict[int, list[int]] = {}
+    for number in fit.tolist():
+        image = images[number]
+        asked = among[image.concept]
+        for resolution in asked if data.each_resolution else [shapes.chosen(image, asked, seed)]:
+            found.setdefault(resolution, []).append(number)
+    return found
+
+
+def _descended(sizes: Ints, asked: Ints, rungs: list[list[Size]], *, enlarge: bool) -> Ints:
+    """[found, 3] number of an image, height and width of its bucket: on the first rung that has one for it.
+
+    Args:
+        sizes: [images, 2].
+        asked: numbers of the images to be placed.
+    """
+    found = [np.zeros((0, 3), dtype=np.int64)]
+    for rung in rungs:
+        chosen = geometry.assigned(sizes[asked], rung, enlarge=enlarge)
+        placed = chosen >= 0
+        found.append(np.column_stack([asked[placed], np.array(rung)[chosen[placed]]]))
+        asked = asked[~placed]
+    return np.concatenate(found)
+
+
+def _within_limits(images: Sequence[Sample], sizes: Ints, data: Data | DictConfig) -> tuple[Ints, list[Problem]]:
+    """The numbers of the images that the settings accept, and what is said of the others."""
+    short, long = sizes.min(1), sizes.max(1)
+    small = short < (data.min_side or 0)
+    thin = (long > short * (data.max_aspect or math.inf)) & ~small
+    problems = _left_out(
+        "data.min_side",
+        f"a side below {data.min_side} pixels",
+        [(images[n], f"its shorter side has {int(short[n])} pixels") for n in np.flatnonzero(small)],
+    )
+    problems += _left_out(
+        "data.max_aspect",
+        f"a side more than {data.max_aspect} times the other",
+        [(images[n], f"its longer side is {long[n] / short[n]:.2f} times the other") for n in np.flatnonzero(thin)],
+    )
+    return np.flatnonzero(~small & ~thin), problems
+
+
+def _unplaced(images: Sequence[Sample], numbers: Ints, data: Data | DictConfig) -> list[Problem]:
+    """What is said of images that every bucket would enlarge."""
+    files = [(images[n], f"{images[n].size} (height x width) is smaller than every bucket") for n in numbers]
+    return _left_out("data.no_upscale", "fewer pixels than every bucket", files)
+
+
+def _left_out(key: str, what: str, images: list[tuple[Sample, str]]) -> list[Problem]:
+    if not images:
+        return []
+    files = [(str(image.path), why) for image, why in images]
+    message = f"{len(images)} images with {what} are left out"
+    return [Problem(key, message, False, [f"{path}: {why}" for path, why in files], files)]
 
 
 def place(sample: Sample, bucket: Size) -> Place:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,9 @@ from omegaconf import DictConfig
 from otl.config import Data, PartialBatches
 from otl.datamodules.bucketed import rounds
 from otl.datamodules.buckets import Ints
-from otl.datamodules.layout import Layout, Place, layout
+from otl.datamodules.layout import Layout, Place
 from otl.datamodules.rounds import SURVEYED, Epoch, Rounds
 from otl.datamodules.variations import cached_images
-from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.tasks import ranks
 from otl.tasks.run import total_steps
@@ -29,32 +28,36 @@ Row = dict[str, Any]
 
 
 def of_images(
-    samples: list[Sample], problems: list[Problem], data: Data, module: DiffusionModule, settings: DictConfig
+    train: Layout, held_out: Layout, problems: list[Problem], data: Data, settings: DictConfig
 ) -> dict[str, Any]:
-    """What becomes of every image, and the steps that follow from it."""
-    train = [sample for sample in samples if not sample.validation]
-    placed = layout(train, resolution=module.data_resolution, step=module.bucket_step, buckets=data.buckets)
-    stream = rounds(placed, data, settings.seed)
+    """What becomes of every image, and the steps that follow from it.
+
+    Args:
+        train, held_out: as `laid_out` gives them.
+        problems: what was found; the files that they leave out are images, too.
+    """
+    stream = rounds(train, data, settings.seed)
     epoch = stream.epoch(0)
-    times = np.bincount(epoch.indices, minlength=len(train))
-    rows = rows_of(placed, stream, data) + broken_rows(problems)
-    used, waiting = int((times > 0).sum()), int(_waits(stream, times).sum())
+    rows = rows_of(train, stream, data) + left_out_rows(problems)
+    total = len(np.unique(train.images)) + sum(len(problem.left_out) for problem in problems)
+    shown = np.unique(train.images[epoch.indices])
+    waiting = len(np.setdiff1d(train.images[_partly(stream)], shown))
     processes = ranks.count(settings.trainer)
     share = math.ceil(stream.length / processes)  # of a rank: they take the batches in turns
     return {
-        "images_total": len(rows),
-        "images_used": used,
+        "images_total": total,
+        "images_used": len(shown),
         "images_waiting": waiting,
-        "images_dropped": len(rows) - used - waiting,
-        "images_validation": len(samples) - len(train),
-        "images_cached": cached_images(samples, data) if data.cache else 0,
-        "concepts": concept_rows(stream, data),
-        "buckets": bucket_rows(placed, epoch),
+        "images_dropped": total - len(shown) - waiting,
+        "images_validation": len(np.unique(held_out.images)),
+        "images_cached": cached_images(train.samples + held_out.samples, data) if data.cache else 0,
+        "concepts": concept_rows(stream, train, data),
+        "buckets": bucket_rows(train, epoch),
         "ranks": processes,
         "steps_per_epoch": steps_per_epoch(share, settings.trainer.accumulate_grad_batches),
         "total_steps": total_steps(settings.trainer, share) if stream.length else 0,
         "images": rows,
-        "warnings": warnings(rows, placed, problems, data),
+        "warnings": warnings(rows, train, problems, data),
     }
 
 
@@ -107,20 +110,13 @@ def _up_to(numbers: Ints) -> str:
     return str(numbers[0]) if (numbers == numbers[0]).all() else f"up to {numbers.max()}"
 
 
-def _waits(stream: Rounds, times: Ints) -> Ints:
-    """Whether each image has its turn in a later epoch only, because its concept is not drawn whole.
-
-    Args:
-        times: how often each is seen in the first epoch.
-    """
-    partly = np.zeros(len(times), dtype=bool)
-    for group in stream.groups:
-        partly[group.members] = group.share.denominator > 1
-    return partly & (times == 0)
+def _partly(stream: Rounds) -> Ints:
+    """The samples of concepts that are not drawn whole, so that some have their turn in a later epoch."""
+    return np.concatenate([np.zeros(0, np.int32), *(g.members for g in stream.groups if g.share.denominator > 1)])
 
 
-def broken_rows(problems: list[Problem]) -> list[Row]:
-    """The files that cannot be read, as images that are dropped."""
+def left_out_rows(problems: list[Problem]) -> list[Row]:
+    """The files that are not trained on, such as those that cannot be read."""
     return [
         {"path": path, "size": None, "bucket": None, "scale": None, "cropped": None, "repeats": 0,
          "mask": None, "caption_missing": False, "dropped": True, "reason": reason}
@@ -129,13 +125,14 @@ def broken_rows(problems: list[Problem]) -> list[Row]:
     ]  # fmt: skip
 
 
-def concept_rows(stream: Rounds, data: Data) -> list[Row]:
-    """One row for each concept: how many images it has, and how many of them an epoch shows on average."""
-    images: Counter[str] = Counter()
-    drawn: Counter[str] = Counter()
+def concept_rows(stream: Rounds, placed: Layout, data: Data) -> list[Row]:
+    """One row for each concept: how many images it has, and how many an epoch shows on average."""
+    members: dict[str, list[Ints]] = {}
+    drawn: dict[str, Fraction] = {}
     for group in stream.groups:
-        images[group.concept] += len(group.members)
-        drawn[group.concept] += group.quota  # type: ignore[assignment]  # a Fraction
+        members.setdefault(group.concept, []).append(placed.images[group.members])
+        drawn[group.concept] = drawn.get(group.concept, Fraction(0)) + group.quota
+    images = {name: len(np.unique(np.concatenate(each))) for name, each in members.items()}
     return [
         {
             "name": name,

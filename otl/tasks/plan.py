@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from otl.config import MaskSource, SettingsError
-from otl.datamodules.bucketed import report
+from otl.datamodules.bucketed import laid_out, placing, report
 from otl.datamodules.scan import scan
+from otl.datamodules.shapes import shown_at
 from otl.formats.files import whole
 from otl.modules import inpainting, prior
 from otl.modules.base import DiffusionModule
@@ -53,7 +54,9 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
     module.autocast_dtype = precision.autocast
     data = data_options(settings, module)
     samples, problems = scanned or scan(data, inpainting.mask_options(module))
-    problems = problems + untaught(module, samples)
+    where = {"resolution": module.resolution, "step": module.bucket_step, "seed": settings.seed}
+    train, held_out = laid_out(samples, data, **where)
+    problems = problems + placing(train, held_out) + untaught(module, samples)
     prior.check(module, samples)
     inpainting.check_masks(module, samples)
     made = {
@@ -62,8 +65,9 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
         "method": type(module.method).__name__,
         "precision": precision.name,
         "resolution": module.data_resolution,
+        "resolutions": [] if data.bucket_sizes else shown_at(data, module.resolution, module.bucket_step),
         "batch_size": data.batch_size,
-        **of_images(samples, problems, data, module, settings),
+        **of_images(train, held_out, problems, data, settings),
         "weights": memory.weights(module),
         "inpaint": of_masks(samples, module) if module.inpaints else None,
     }

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from otl.config import Data, SettingsError
+from otl.datamodules import shapes
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.modules import inpainting, samplers
 from otl.modules.base import DiffusionModule
@@ -34,7 +35,7 @@ def build_module(settings: DictConfig) -> DiffusionModule:
     module.sample_options = OmegaConf.to_object(settings.sample)
     module.output_options = OmegaConf.to_object(settings.output)
     module.seed = settings.seed
-    module.data_resolution = settings.data.resolution or module.resolution
+    module.data_resolution = shapes.side(settings.data, module.resolution, module.bucket_step)
     module.settings = plain(settings)
     return module
 
@@ -80,7 +81,7 @@ def build_data(settings: DictConfig, module: DiffusionModule) -> BucketedDataMod
     """
     return BucketedDataModule(
         data_options(settings, module),
-        resolution=module.data_resolution,
+        resolution=module.resolution,
         step=module.bucket_step,
         seed=settings.seed,
         inpaint=inpainting.mask_options(module),

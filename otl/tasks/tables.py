@@ -18,8 +18,8 @@ def show(plan: dict[str, Any], console: Console | None = None) -> None:
     console = console or Console()
     console.print(
         f"[bold]{plan['family']}[/] from {plan['checkpoint']}, {plan['method']}, {plan['precision']}, "
-        f"{plan['resolution']} px, batches of {plan['batch_size']}"
-        + (f" on each of {plan['ranks']} ranks" if plan["ranks"] > 1 else "")
+        f"{', '.join(map(str, plan['resolutions'])) + ' px' if plan['resolutions'] else 'given buckets'}, "
+        f"batches of {plan['batch_size']}" + (f" on each of {plan['ranks']} ranks" if plan["ranks"] > 1 else "")
     )
     console.print(buckets(plan))
     if len(plan["concepts"]) > 1 or plan["images_waiting"]:

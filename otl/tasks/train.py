@@ -71,7 +71,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     data.setup("fit")
     trainer = build_trainer(settings, precision.name, trains_text=skeleton.trains_text)
     if trainer.is_global_zero:
-        made, problems = plan.make(settings, scanned=(data.samples + data.validation_samples, data.problems))
+        made, problems = plan.make(settings, scanned=data.scanned)
         for problem in problems:
             log.warning(f"{problem.key}: {problem.message}")
         if fatal := [problem for problem in problems if problem.fatal]:
@@ -201,7 +201,8 @@ def summary(module: DiffusionModule, data: BucketedDataModule, trainer: Trainer,
     per_epoch = steps_per_epoch(batches, trainer.accumulate_grad_batches)
     method = type(module.method).__name__
     log.info(f"{type(module).__name__} from {module.checkpoint}, method {method}")
-    log.info(f"{len(data.samples)} images in {len(data.layout.buckets)} buckets of {module.data_resolution} px")
+    images, buckets = len(set(data.layout.images.tolist())), len(data.layout.sizes)
+    log.info(f"{images} images in {buckets} buckets; the largest is {max(data.layout.sizes, key=lambda s: s.area)}")
     log.info(f"{batches} batches and {per_epoch} optimizer steps an epoch, {module.total_steps} steps in all")
     log.info(f"on {device_name(trainer)} with {torch.get_num_threads()} threads; folder {module.run_dir}")
 

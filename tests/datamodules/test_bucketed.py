@@ -58,6 +58,21 @@ def test_held_out_images_are_not_trained_on(tmp_path):
     assert len(made.validation_layout.places) == len(made.validation_samples) > 0
 
 
+def test_images_at_several_resolutions_are_served_and_cached_at_each(photos):
+    made = module(data(photos, resolution=[64, 128], validation_share=0.0))
+    encoder = CountingEncoder()
+    made.fill_cache(encoder, images=True, prompts=True)
+    assert (len(made.samples), encoder.images) == (14, 7)  # those of 64 pixels were there
+    sides = {tuple(batch.target_size[0].tolist()) for batch in made.train_dataloader()}
+    assert len(sides) == 4
+    assert all(tuple(b.latents.shape[2:]) == tuple((b.target_size[0] // 4).tolist()) for b in made.train_dataloader())
+
+
+def test_a_dataset_of_which_nothing_is_left_is_refused(photos):
+    with pytest.raises(SettingsError, match=r"no image is left to train on: change data\.min_side"):
+        module(data(photos, min_side=65))
+
+
 def test_batches_are_counted_for_each_rank(photos):
     made = module(data(photos, batch_size=2))
     assert made.batches_per_epoch() == 4  # five square images and two tall ones

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otl import rng
-from otl.config import Concept, PartialBatches
+from otl.config import Concept, Data, PartialBatches
 from otl.datamodules.layout import Layout, layout
 from otl.datamodules.loader import Order
 from otl.datamodules.rounds import Rounds, groups
@@ -31,7 +31,9 @@ def made(*concepts: list[int]) -> Layout:
         for size, count in zip(SHAPES, counts)
         for _ in range(count)
     ]
-    return layout(samples, resolution=64, step=8, buckets=True)
+    return layout(
+        samples, Data(concepts=dict.fromkeys(map(str, range(len(concepts))), Concept())), resolution=64, step=8
+    )
 
 
 def stream(of: Layout, *concepts: Concept, batch_size: int = 4, partial: str = "keep", seed: int = 1) -> Rounds:

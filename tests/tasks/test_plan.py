@@ -104,6 +104,25 @@ def test_images_that_have_their_turn_in_later_epochs_are_not_dropped(settings, s
     assert [got[key] for key in counts] == [10, 3, 6, 1, 3]
 
 
+def test_images_are_counted_once_at_several_resolutions_and_those_left_out_are_named(settings, sd15_folder, photos):
+    """Three squares of nine are left, and each is shown at 64 and 128 pixels in batches of two."""
+    got = made(settings, sd15_folder, photos, "data.resolution=[64,128]", "data.max_aspect=1.25")
+    assert (got["resolutions"], got["resolution"]) == ([64, 128], 128)
+    assert [(row["height"], row["images"], row["batches"]) for row in got["buckets"]] == [(64, 3, 2), (128, 3, 2)]
+    assert (got["images_total"], got["images_used"], got["images_dropped"]) == (10, 3, 7)
+    reasons = Counter(row["reason"] for row in got["images"] if row["dropped"])
+    assert reasons["its longer side is 1.50 times the other"] == 6
+    assert [row["images"] for row in got["concepts"]] == [3] and [row["seen"] for row in got["concepts"]] == [6]
+
+
+def test_a_dataset_of_which_nothing_is_left_is_refused(settings, sd15_folder, photos):
+    lines = [f"model.checkpoint={sd15_folder}", f"data.path={photos}", "data.broken_images=skip", "logger=none"]
+    got, problems = plan.make(settings(*lines, "data.min_side=1000"))
+    (fatal,) = [problem for problem in problems if problem.fatal]
+    assert fatal.message == "no image is left to train on: change data.min_side, or add larger images"
+    assert (got["images_used"], got["images_dropped"], got["total_steps"]) == (0, 10, 0)
+
+
 def test_epochs_become_steps_with_accumulation(settings, sd15_folder, photos):
     got = made(settings, sd15_folder, photos, "trainer.max_epochs=10", "trainer.accumulate_grad_batches=4")
     assert (got["steps_per_epoch"], got["total_steps"]) == (2, 20)
