@@ -117,6 +117,7 @@ RANGES = {  # `*` stands for one name
     "masker.tolerance": Range(0, 255),
     "masker.side": COUNT,
     "seed": Range(0),
+    "model.chunks": COUNT,
     "method.rank": COUNT,
     "method.block_size": Range(2),
     "method.alpha": POSITIVE,

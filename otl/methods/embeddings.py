@@ -146,7 +146,7 @@ class Embeddings:
             hidden = self.read(module, [each.placeholder])["hidden"]
             pieces = self.pieces(module, hidden)
             for encoder, rows in self.rows.items():
-                begun = loaded[name][encoder] if name in loaded else pieces[encoder][rows.place(name)[0]]
+                begun = loaded[name][encoder] if name in loaded else pieces[encoder][rows.place(name, hidden)[0]]
                 rows.trained(name).copy_(begun)
                 if each.preserve_norm:
                     rows.norms[name] = rows.trained(name).detach().norm(dim=1, keepdim=True)

@@ -82,15 +82,16 @@ class Rows(nn.Module):
         """[B, L, D] the encoder's result for the prompts read last -> with the output embeddings at their places."""
         for name in self.spans:
             if key(name) in self.outputs:
-                own, which = self.place(name)
+                own, which = self.place(name, hidden)
                 vectors = functional.embedding(which, self.outputs[key(name)])
                 hidden = torch.where(own.unsqueeze(-1), vectors.to(hidden.dtype), hidden)
         return hidden
 
-    def place(self, name: str) -> tuple[Tensor, Tensor]:
-        """[B, L] whether each token read last is one of an embedding's, and which."""
+    def place(self, name: str, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L] whether each token read last is one of an embedding's, and which; `hidden` [B, L, D] is their result,
+        in which the chunks of a long prompt lie in a row."""
         assert self.read is not None, "no prompt was read"
-        return self.spans[name].place(self.read)
+        return self.spans[name].place(self.read.reshape(hidden.shape[:2]))
 
     @torch.no_grad()
     def keep_norms(self) -> None:

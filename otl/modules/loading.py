@@ -216,6 +216,8 @@ def skeleton(family: DiffusionModule, checkpoint: str) -> SimpleNamespace:
 class ShapeTokenizer:
     """Token ids of the right shape on the meta device: what a skeleton needs of a tokenizer."""
 
+    pad_token_id = eos_token_id = 0
+
     def __init__(self, config: Path) -> None:
         self.model_max_length: int = json.loads(config.read_text())["model_max_length"]
 

@@ -13,13 +13,14 @@ from transformers import CLIPTextModel
 from otl.formats import single_file
 from otl.formats.single_file import clip
 from otl.modules.base import DiffusionModule
+from otl.modules.clip import ClipModule
 from otl.types import Batch, Cond
 
 UNET_TARGETS = {"attn-mlp": [r"attentions"], "attn-only": [r"attn[12]\."], "full": [r""]}
 CLIP_TARGETS = {"attn-mlp": [r"layers"], "attn-only": [r"self_attn"], "full": [r""]}
 
 
-class StableDiffusion(DiffusionModule):
+class StableDiffusion(ClipModule):
     """A UNet over 4-channel latents at an eighth of the size, led by the last layer of CLIP-L, 77 tokens."""
 
     pipeline_class = StableDiffusionPipeline
@@ -52,9 +53,9 @@ class StableDiffusion(DiffusionModule):
         return decode_vae(self.pipeline.vae, latents)
 
     def encode_prompt(self, captions: list[str]) -> Cond:
-        """{"hidden": [B, 77, 768]}, after the final layer norm."""
-        ids = tokenize(self.pipeline.tokenizer, captions).to(self.device)
-        return {"hidden": self.pipeline.text_encoder(ids).last_hidden_state}
+        """{"hidden": [B, chunks * 77, 768]}, after the final layer norm."""
+        ids = self.tokens(self.pipeline.tokenizer, captions)
+        return {"hidden": self.joined(self.pipeline.text_encoder(ids).last_hidden_state)}
 
     def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
         unet = self.pipeline.unet
@@ -90,10 +91,3 @@ def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     if tensor.device.type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def tokenize(tokenizer: Any, captions: list[str]) -> Tensor:
-    """B captions -> [B, L] token ids, padded and cut to the tokenizer's length."""
-    return tokenizer(
-        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    ).input_ids

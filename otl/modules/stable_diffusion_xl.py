@@ -12,12 +12,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from otl import noise
 from otl.formats.original import sgm_unet_names
 from otl.formats.single_file import clip, marks, open_clip
-from otl.modules.base import DiffusionModule
-from otl.modules.stable_diffusion import CLIP_TARGETS, UNET_TARGETS, decode_vae, encode_vae, original_images, tokenize
+from otl.modules.clip import ClipModule
+from otl.modules.stable_diffusion import CLIP_TARGETS, UNET_TARGETS, decode_vae, encode_vae, original_images
 from otl.types import Batch, Cond
 
 
-class StableDiffusionXL(DiffusionModule):
+class StableDiffusionXL(ClipModule):
     """A UNet led by the penultimate layers of CLIP-L and OpenCLIP bigG side by side, bigG's pooled vector, and the
     sizes of file, crop and bucket (https://arxiv.org/abs/2307.01952, section 2.2)."""
 
@@ -67,12 +67,12 @@ class StableDiffusionXL(DiffusionModule):
         return decode_vae(self.pipeline.vae, latents)
 
     def encode_prompt(self, captions: list[str]) -> Cond:
-        """{"hidden": [B, 77, 2048], "pooled": [B, 1280]}."""
+        """{"hidden": [B, chunks * 77, 2048], "pooled": [B, 1280] of the first chunks}."""
         pipe = self.pipeline
-        first = pipe.text_encoder(tokenize(pipe.tokenizer, captions).to(self.device), output_hidden_states=True)
-        second = pipe.text_encoder_2(tokenize(pipe.tokenizer_2, captions).to(self.device), output_hidden_states=True)
+        first = pipe.text_encoder(self.tokens(pipe.tokenizer, captions), output_hidden_states=True)
+        second = pipe.text_encoder_2(self.tokens(pipe.tokenizer_2, captions), output_hidden_states=True)
         hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        return {"hidden": hidden, "pooled": second.text_embeds}
+        return {"hidden": self.joined(hidden), "pooled": self.first(second.text_embeds)}
 
     def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
         unet = self.pipeline.unet

@@ -31,9 +31,11 @@ def build(name: str, folder: Path) -> Path:
     return BUILDERS[name][1](folder)
 
 
-def taught(name: str, folder: Path, method: Method | None, *, seed: int = 0, dtype: str = "auto") -> DiffusionModule:
-    """The family of that checkpoint with a method, loaded."""
-    module = family(name, folder, dtype)
+def taught(
+    name: str, folder: Path, method: Method | None, *, seed: int = 0, dtype: str = "auto", **options: Any
+) -> DiffusionModule:
+    """The family of that checkpoint with a method, loaded; `options` are those of the family alone."""
+    module = family(name, folder, dtype, **options)
     module.seed, module.method, module.total_steps = seed, method, 100
     module.optimizer = lambda groups: torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.5)
     module.lr_schedule = lambda step, total: 1.0
@@ -42,9 +44,9 @@ def taught(name: str, folder: Path, method: Method | None, *, seed: int = 0, dty
     return module
 
 
-def family(name: str, folder: Path, dtype: str) -> DiffusionModule:
+def family(name: str, folder: Path, dtype: str, **options: Any) -> DiffusionModule:
     priors = tiny_priors.options(folder) if name in tiny_priors.FAMILIES else {}
-    return BUILDERS[name][0](str(folder), dtype=dtype, **priors)
+    return BUILDERS[name][0](str(folder), dtype=dtype, **priors, **options)
 
 
 def loaded(name: str, folder: Path, dtype: str) -> Any:
