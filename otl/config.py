@@ -182,9 +182,26 @@ class CheckpointFormat(Enum):
     single_file = "single_file"  # one .safetensors under the original code's names: ComfyUI, A1111, Forge
 
 
+class TagDropout(Enum):
+    """Which tags are dropped together."""
+
+    whole = "whole"  # all that may be, or none
+    each = "each"  # each by itself
+    weighted = "weighted"  # each by itself, later ones more often: the i-th of n with i / n of the probability
+
+
+class Capitals(Enum):
+    """Which letters of a tag become capitals."""
+
+    upper = "upper"  # all
+    title = "title"  # the first of each word
+    first = "first"  # the first
+    random = "random"  # each with a probability of a half, the others become small
+
+
 @dataclass
 class CaptionOptions:
-    """Where captions come from. docs/data.md has examples."""
+    """Where captions come from, and how they vary: docs/data.md has examples."""
 
     sources: list[CaptionSource] = field(  # the first that has a caption counts: manifest, file, json, name, prompt
         default_factory=lambda: [CaptionSource.manifest, CaptionSource.file, CaptionSource.prompt]
@@ -195,7 +212,24 @@ class CaptionOptions:
     json_separator: str = ""  # between the tags in a string, such as " " in booru's; empty: the string as it is
     name_spaces: bool = True  # underscores in the image's name become spaces
     name_cut_numbers: bool = True  # numbers at the end of the image's name are cut off
+    spaces: bool = False  # underscores become spaces, but in tags of up to three letters: ^_^
     separator: str = ","  # between the tags of a caption
+    shuffle: bool = False  # tags in another order each time
+    keep: int = 0  # first tags that stay where and as they are
+    keep_separator: str = ""  # such as |||: what stands before it stays, and what follows a second one; empty: none
+    tag_dropout: float = 0.0  # probability, 0..1, that tags are left out
+    tag_dropout_mode: TagDropout = TagDropout.each  # whole, each or weighted
+    tag_dropout_never: list[str] = field(default_factory=list)  # tags that are never left out; file:PATH for a list
+    tag_dropout_only: list[str] = field(default_factory=list)  # the only tags that may be left out; none: all may
+    tag_dropout_patterns: bool = False  # the two lists are of regular expressions, each for a whole tag
+    capitals: float = 0.0  # share of tags, 0..1, whose letters change
+    capitals_kinds: list[Capitals] = field(default_factory=lambda: list(Capitals))  # each as likely
+    lowercase: bool = False  # all letters small, before `capitals`
+    wildcards: bool = False  # {a|b}, {2::a|b}, {2$$a|b|c} and __name__ are choices
+    wildcard_folder: str = ""  # folder of the files that __name__ means: NAME.txt, one choice a line
+    trigger: str = ""  # words put before captions that do not have them
+    prefix: str = ""  # text before every caption, the trigger too
+    postfix: str = ""  # text behind every caption
 
 
 @dataclass
@@ -286,6 +320,7 @@ class Data:
     broken_images: Broken = Broken.error  # error or skip
     max_megapixels: float = 200.0  # millions of pixels; larger images count as broken: they may fill the memory
     verify_images: bool = False  # decode every image before the run, not its header alone: minutes for 10,000
+    caption_variants: int = 16  # texts of each caption in the cache, where captions vary
     caption_dropout: float = 0.0  # share of captions replaced by the empty one, 0..1
     validation_share: float = 0.0  # share of images held out, 0..1, chosen by content
     cache: bool = True  # encode every image and caption once and keep the result on disk

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from otl.config import Concept, ConceptType, Problem
+from otl.config import CaptionOptions, Concept, ConceptType, Data, Problem
+from otl.signatures import Unknown
 from otl.wording import show
 
 SMALLEST_SIDE = 64  # pixels, of a bucket
@@ -21,6 +25,7 @@ def of_data(data: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("data.concepts.data", "the images of data.path go by this name: give the concept another one")
     for name, concept in concepts.items():
         yield from _of_concept(f"data.concepts.{name}", concept)
+    yield from of_captions(data)
     resolutions = {"data.resolution": data.get("resolution")}
     resolutions |= {f"data.concepts.{name}.resolution": concept.get("resolution") for name, concept in concepts.items()}
     yield from _of_resolutions(data, {key: value for key, value in resolutions.items() if value is not None})
@@ -74,3 +79,132 @@ def _of_concept(key: str, concept: dict[str, Any]) -> Iterator[Problem]:
 def _changed(concept: dict[str, Any], name: str) -> bool:
     """Whether a field is another than where it is not given."""
     return name in concept and concept[name] != getattr(Concept, name)
+
+
+# Captions
+
+Options = dict[str, Any]
+Rule = tuple[str, Callable[[Options], bool]]
+"""What a setting is of no use without, and whether that is given."""
+
+
+def _plain(value: Any) -> Any:
+    """A choice by its name, a list by its entries, anything else as it is."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def _source(name: str) -> Rule:
+    return f"{name} among data.captions.sources", lambda options: name in options["sources"]
+
+
+def _moves(options: Options) -> bool:
+    return bool(options["shuffle"] or options["tag_dropout"] or options["capitals"])
+
+
+def varies(options: Options) -> bool:
+    """Whether the texts of a caption may differ from draw to draw."""
+    return _moves(options) or bool(options["wildcards"])
+
+
+DROPOUT: Rule = ("tag_dropout above 0", lambda options: bool(options["tag_dropout"]))
+LISTS: Rule = (
+    "tag_dropout_never or tag_dropout_only",
+    lambda options: bool(options["tag_dropout_never"] or options["tag_dropout_only"]),
+)
+TAGS: Rule = (
+    "shuffle, tag_dropout, capitals, lowercase, spaces, keep_separator, trigger or json among the sources",
+    lambda options: (
+        any(options[name] for name in ("lowercase", "spaces", "keep_separator", "trigger"))
+        or _moves(options)
+        or "json" in options["sources"]
+    ),
+)
+RULES: dict[str, Rule] = {
+    "suffix": _source("file"),
+    "json_suffix": _source("json"),
+    "json_keys": _source("json"),
+    "json_separator": _source("json"),
+    "name_spaces": _source("name"),
+    "name_cut_numbers": _source("name"),
+    "separator": TAGS,
+    "keep": ("shuffle, tag_dropout, capitals or lowercase", lambda options: _moves(options) or options["lowercase"]),
+    "tag_dropout_mode": DROPOUT,
+    "tag_dropout_never": DROPOUT,
+    "tag_dropout_only": DROPOUT,
+    "tag_dropout_patterns": LISTS,
+    "capitals_kinds": ("capitals above 0", lambda options: bool(options["capitals"])),
+    "wildcard_folder": ("wildcards=true", lambda options: bool(options["wildcards"])),
+}
+DEFAULTS: Options = {each.name: _plain(getattr(CaptionOptions(), each.name)) for each in fields(CaptionOptions)}
+
+
+def of_captions(data: dict[str, Any]) -> Iterator[Problem]:
+    """What is wrong with `data.captions`, those of the concepts, and what belongs to them."""
+    common = {name: _plain(value) for name, value in (data.get("captions") or {}).items()}
+    concepts = {name: each for name, each in (data.get("concepts") or {}).items() if isinstance(each, dict)}
+    own = {name: _own(concept) for name, concept in concepts.items()}
+    if Unknown in common.values() or any(Unknown in each.values() for each in own.values()):
+        return
+    merged = {name: DEFAULTS | common | each for name, each in own.items()}
+    everywhere = [*merged.values(), *([DEFAULTS | common] if data.get("path") or not concepts else [])]
+    yield from _check("data.captions", common, everywhere)
+    for name, each in own.items():
+        yield from _check(f"data.concepts.{name}.captions", each, [merged[name]])
+    yield from _check_prompts(data, DEFAULTS | common, concepts, merged)
+    variants = data.get("caption_variants")
+    if variants not in (None, Unknown, Data.caption_variants) and not (
+        data.get("cache") and any(map(varies, everywhere))
+    ):
+        needed = "data.cache=true, and shuffle, tag_dropout, capitals or wildcards of data.captions"
+        yield Problem("data.caption_variants", f"{variants} would have no effect: it needs {needed}")
+
+
+def _own(concept: dict[str, Any]) -> Options:
+    return {name: _plain(value) for name, value in (concept.get("captions") or {}).items() if value is not None}
+
+
+def _check(key: str, given: Options, used_in: list[Options]) -> Iterator[Problem]:
+    """One group of options.
+
+    Args:
+        key: its name.
+        given: what it says.
+        used_in: the options, complete, of all images that it is for.
+    """
+    for name, (needed, used) in RULES.items():
+        if name in given and given[name] != DEFAULTS[name] and not any(map(used, used_in)):
+            yield Problem(f"{key}.{name}", f"{show(given[name])} would have no effect: it needs {needed}")
+    for name in ("sources", "suffix", "json_suffix", "json_keys", "separator", "capitals_kinds"):
+        if name in given and not given[name]:
+            yield Problem(f"{key}.{name}", "nothing is given: give at least one, or leave the setting out")
+    folder = given.get("wildcard_folder")
+    if folder and not Path(folder).expanduser().is_dir():
+        yield Problem(f"{key}.wildcard_folder", f"{folder} is no folder; give that of the .txt files")
+    if given.get("tag_dropout_patterns"):
+        yield from _check_patterns(key, given)
+
+
+def _check_patterns(key: str, given: Options) -> Iterator[Problem]:
+    for name in ("tag_dropout_never", "tag_dropout_only"):
+        for entry in given.get(name) or []:
+            try:
+                re.compile(entry)
+            except re.error as error:
+                yield Problem(f"{key}.{name}", f"{entry} is no regular expression: {error}")
+
+
+def _check_prompts(
+    data: dict[str, Any], common: Options, concepts: dict[str, dict[str, Any]], merged: dict[str, Options]
+) -> Iterator[Problem]:
+    """Prompts that are no source of captions."""
+    if data.get("prompt") and "prompt" not in common["sources"]:
+        yield _unused("data.prompt", data["prompt"])
+    for name, concept in concepts.items():
+        if concept.get("prompt") and not concept.get("generate") and "prompt" not in merged[name]["sources"]:
+            yield _unused(f"data.concepts.{name}.prompt", concept["prompt"])
+
+
+def _unused(key: str, prompt: str) -> Problem:
+    return Problem(key, f"{show(prompt)} would have no effect: it needs prompt among data.captions.sources")

@@ -187,7 +187,7 @@ def _reason(error: Exception, override: Override, accepted: list[str], name: str
         return Problem(key, f"{value} would have no effect: it needs task={OF_TASK[key]}")
     cause = _root_cause(error)
     if isinstance(override.value(), dict) and isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        key, value = _inside(override, cause.full_key)
+        key, value = _inside(override, cause.full_key.partition("[")[0])  # of a list it is the whole that is refused
     settings = compose_settings(accepted, name=name, extra=extra)
     node = _node(settings, key)
     if isinstance(cause, ConfigKeyError | AttributeError) or node is None:
@@ -230,7 +230,7 @@ def _unknown_key(key: str, value: str, settings: DictConfig, cause: BaseExceptio
     names = _names(settings)
     concept = CONCEPT.fullmatch(key)
     if concept:  # of one that is not there yet
-        names += [concept[1], *_walk(OmegaConf.structured(Concept), concept[1])]
+        names = list(dict.fromkeys([*names, concept[1], *_walk(OmegaConf.structured(Concept), concept[1])]))
     close = meant_key(key, names)
     hint = f"; did you mean {close}?" if close else ""
     parent = key.rpartition(".")[0]

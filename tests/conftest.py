@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from hydra.core.plugins import Plugins
@@ -13,6 +14,10 @@ from omegaconf import DictConfig
 from otl.cli import PluginConf, spelled_out
 from otl.config import register
 from otl.mistakes import compose_settings
+
+# The same examples on every machine and in every run; a failure is repeated by running the test again.
+hypothesis.settings.register_profile("otl", derandomize=True, database=None, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("otl")
 
 
 @pytest.fixture(scope="session", autouse=True)

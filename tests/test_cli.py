@@ -46,6 +46,7 @@ MISTAKES = [
     ("data.partial_batches=dorp", "data.partial_batches", "dorp", "did you mean drop?"),
     ("data.caption_dropout=2", "data.caption_dropout", "2", "at most 1"),
     ("data.captions.sources=[fil]", "data.captions.sources", "[fil]", "a list of manifest, file, json, name, prompt"),
+    ("data.concepts.a.captions.sources=[fil]", "data.concepts.a.captions.sources", "fil", "a list of manifest, file"),
     ("data.background=whiet", "data.background", "whiet", "did you mean white?"),
     (
         "data.concepts.dogs.rpeats=2",

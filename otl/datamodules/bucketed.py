@@ -21,7 +21,7 @@ from otl.datamodules.layout import Layout, layout
 from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Order, ResumableLoader, options
 from otl.datamodules.rounds import Rounds, groups
 from otl.datamodules.scan import scan
-from otl.datamodules.texts import all_prompts
+from otl.datamodules.texts import Texts
 from otl.datamodules.variations import Variations, augments
 from otl.datamodules.wanted import Picture, Wanted, wanted
 from otl.types import Encoder, Problem, Progress, Sample
@@ -130,7 +130,7 @@ class BucketedDataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         rank, world_size = self._ranks()
         order = Order(lambda epoch: self.rounds.epoch(epoch, rank=rank, world_size=world_size))
-        dataset = self._dataset(self.variations, dropout=self.data.caption_dropout, cached=self.train_cached)
+        dataset = self._dataset(self.variations, training=True, cached=self.train_cached)
         return ResumableLoader(dataset, sampler=order, **options(self.data.workers))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -141,7 +141,7 @@ class BucketedDataModule(LightningDataModule):
         once = groups(self.validation_layout, {}, self.seed)
         stream = Rounds(once, batch_size=self.data.batch_size, partial=PartialBatches.keep, seed=self.seed)
         order = [(VALIDATION, draws) for _, draws in stream.epoch(0, rank=rank, world_size=world_size)]
-        dataset = self._dataset(self.validation_variations, dropout=0.0, cached=self.validation_cached)
+        dataset = self._dataset(self.validation_variations, training=False, cached=self.validation_cached)
         return DataLoader(dataset, sampler=order, **options(self.data.workers))
 
     def _serve(self, cache: Cache, wanted: list[Wanted], conds: dict[str, str] | None) -> None:
@@ -157,13 +157,13 @@ class BucketedDataModule(LightningDataModule):
             for each in wanted or [Wanted(), Wanted()]
         )
 
-    def _dataset(self, variations: Variations, *, dropout: float, cached: Cached | None) -> Bucketed:
+    def _dataset(self, variations: Variations, *, training: bool, cached: Cached | None) -> Bucketed:
         return Bucketed(
             variations,
             seed=self.seed,
             seeds=self._seeds(),
             background=self.data.background,
-            caption_dropout=dropout,
+            texts=self._texts(training=training, cached=cached is not None and cached.prompts is not None),
             cached=cached,
             inpaint=self.inpaint,
             hides=self.hides,
@@ -205,8 +205,12 @@ class BucketedDataModule(LightningDataModule):
 
     def _prompt_keys(self, identity: str) -> dict[str, str]:
         """Caption -> key, of all that can come up."""
-        texts = all_prompts(self.samples + self.validation_samples, self.data.caption_dropout)
-        return {text: prompt_key(text, identity) for text in texts}
+        texts = self._texts(training=True, cached=True).distinct(self.samples)
+        texts |= self._texts(training=False, cached=True).distinct(self.validation_samples)
+        return {text: prompt_key(text, identity) for text in sorted(texts)}
+
+    def _texts(self, *, training: bool, cached: bool) -> Texts:
+        return Texts.of_dataset(self.data, seed=self.seed, training=training, cached=cached)
 
 
 def laid_out(

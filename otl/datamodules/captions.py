@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from otl.config import CaptionOptions, CaptionSource, Data, Missing, overridden
+from otl.datamodules.tags import joiner
 from otl.types import Problem, Sample
 
 LINE_END = re.compile(r"\r\n|\r|\n")
@@ -42,6 +43,11 @@ def options(data: Data | DictConfig) -> dict[str, CaptionOptions]:
     common = OmegaConf.to_object(settings.captions)
     own = {str(name): OmegaConf.to_object(concept.captions) for name, concept in settings.concepts.items()}
     return {"data": common} | {name: overridden(common, each) for name, each in own.items()}  # type: ignore[dict-item]
+
+
+def setting(concept: str) -> str:
+    """The name of a concept's options."""
+    return "data.captions" if concept == "data" else f"data.concepts.{concept}.captions"
 
 
 def found(image: Path, options: CaptionOptions, *, prompt: str | None, given: Sequence[str] = ()) -> list[str]:
@@ -142,11 +148,6 @@ def tags_of(value: Any, options: CaptionOptions, where: str) -> list[str]:
     return [tag for each in value for tag in tags_of(each, options, where)]
 
 
-def joiner(separator: str) -> str:
-    """What is put between tags: the separator, and a space where it does not end with one."""
-    return separator if separator[-1:].isspace() else f"{separator} "
-
-
 def from_name(stem: str, options: CaptionOptions) -> list[str]:
     """A file's name without its suffix as a caption."""
     stem = NUMBERS.sub("", stem) if options.name_cut_numbers else stem
@@ -162,9 +163,15 @@ def uncaptioned(
         return samples, []
     message = f"{len(missing)} of {len(samples)} image{'s' if len(samples) != 1 else ''} without a caption "
     message += f"(sought: {sought(missing[0].concept, of_concept)}); {WHAT_BECOMES[policy]}"
-    kept = [sample for sample in samples if not sample.caption_missing] if policy == Missing.skip else samples
-    details = [] if policy == Missing.allow else [str(sample.path) for sample in missing]
-    return kept, [Problem("data.missing_captions", message, policy == Missing.error or not kept, details)]
+    files = [str(sample.path) for sample in missing]
+    problem = Problem(
+        "data.missing_captions", message, policy == Missing.error, [] if policy == Missing.allow else files
+    )
+    if policy != Missing.skip:
+        return samples, [problem]
+    problem.left_out = [(file, "it has no caption, and data.missing_captions=skip") for file in files]
+    problem.fatal = len(missing) == len(samples)
+    return [sample for sample in samples if not sample.caption_missing], [problem]
 
 
 def sought(concept: str, of_concept: dict[str, CaptionOptions]) -> str:

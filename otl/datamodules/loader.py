@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from otl import rng
 from otl.config import Inpaint
-from otl.datamodules import images, masks, texts
+from otl.datamodules import images, masks
 from otl.datamodules.entries import Entries
 from otl.datamodules.rounds import Draw, Epoch, Request
+from otl.datamodules.texts import Texts
 from otl.datamodules.variations import Variations
 from otl.datamodules.views import View
 from otl.types import Batch, Cond, Sample
@@ -42,7 +43,7 @@ class Bucketed(Dataset[Batch]):
         seed: of the run.
         seeds: by concept, of those that have one of their own.
         background: colour under transparent pixels.
-        caption_dropout: share of captions replaced by the empty one, 0..1.
+        texts: what the images are called.
         cached: where latents and conditioning come from; None: pixels and captions alone.
         inpaint: how masks are made; None: there are none.
         hides: whether the model is shown what the masks leave of the images; else they only weigh the loss.
@@ -55,14 +56,14 @@ class Bucketed(Dataset[Batch]):
         seed: int,
         seeds: dict[str, int],
         background: str,
-        caption_dropout: float,
+        texts: Texts,
         cached: Cached | None,
         inpaint: Inpaint | None = None,
         hides: bool = True,
     ) -> None:
         self.inpaint, self.hides = inpaint, hides
         self.samples, self.variations, self.seed, self.seeds = variations.samples, variations, seed, seeds
-        self.background, self.caption_dropout, self.cached = background, caption_dropout, cached
+        self.background, self.texts, self.cached = background, texts, cached
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -71,8 +72,8 @@ class Bucketed(Dataset[Batch]):
         round_number, draws = request
         indices = [index for index, _ in draws]
         keys = torch.tensor([rng.key(self.seed_of(index), round_number, index, draw) for index, draw in draws])
-        texts = [self.caption(index, int(key)) for index, key in zip(indices, keys)]
         samples = [self.samples[index] for index in indices]
+        texts = [self.texts.of(sample, int(key)) for sample, key in zip(samples, keys)]
         shown, numbers = self.chosen(round_number, draws, keys)
         latents, masked = self.latents(numbers), self.masked(numbers)
         needs_pixels = latents is None or (self.inpaint is not None and self.hides and masked is None)
@@ -97,12 +98,6 @@ class Bucketed(Dataset[Batch]):
 
     def seed_of(self, index: int) -> int:
         return self.seeds.get(self.samples[index].concept, self.seed)
-
-    def caption(self, index: int, key: int) -> str:
-        """As trained this time: one of the image's captions, or the empty one."""
-        if texts.dropped(key, self.caption_dropout):
-            return ""
-        return texts.choose(self.samples[index].captions, key)
 
     def chosen(self, round_number: int | str, draws: list[Draw], keys: Tensor) -> tuple[list[View], list[int]]:
         """What of each image is shown this time, and the numbers of these variations among all that are cached."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from otl import rng
 from otl.config import CaptionOptions, ConceptType, Data, Inpaint, SettingsError
-from otl.datamodules import captions, findings, headers, masks
+from otl.datamodules import captions, findings, headers, masks, texts
 from otl.datamodules.files import Remote, content_hash
 from otl.datamodules.findings import Broke
 from otl.datamodules.headers import Header, Limits
@@ -100,7 +100,7 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
     problems += findings.broken([broke for each in found for broke in each.broken], data.broken_images)
     problems += findings.misnamed(samples, all_headers) + findings.duplicates(samples, all_headers)
     samples, uncaptioned = captions.uncaptioned(samples, data.missing_captions, captions.options(data))
-    problems += uncaptioned
+    problems += uncaptioned + texts.malformed(samples, texts.writers(data))
     if inpaint is not None:
         problems += masks.lacking(samples, inpaint)
     if samples and all(sample.validation for sample in samples):
@@ -179,18 +179,18 @@ def _read(item: Item, source: Source, index: Index, limits: Limits) -> Read | Br
     if header.flaw:
         return Broke(str(item.file), header.flaw)
     try:
-        texts = captions.found(item, source.captions, prompt=source.prompt, given=item.given)
+        found = captions.found(item, source.captions, prompt=source.prompt, given=item.given)
     except captions.Unreadable as error:
         return Broke(str(item.file), str(error))
     sample = Sample(
         replace(item.file, bytes=header.bytes) if isinstance(item.file, Remote) else item.file,
         header.size,
-        texts or [""],
+        found or [""],
         concept=source.concept,
         weight=source.weight,
         validation=source.validation,
         prior=source.type == ConceptType.prior,
-        caption_missing=not texts,
+        caption_missing=not found,
         bytes=header.bytes,
         mask=item.mask,
     )

@@ -151,6 +151,18 @@ class DiffusionModule(Networks, Training):
         """B captions -> conditioning, axis 0 is the batch."""
         raise NotImplementedError
 
+    def spelled(self, caption: str) -> str:
+        """A caption as the tokenizer is given it."""
+        return caption
+
+    def prompt_room(self) -> int | None:
+        """Tokens of a prompt that are read, without those that begin and end it; None: it is not known."""
+        return None
+
+    def prompt_advice(self, tokens: int) -> str:
+        """What else than shortening them helps with prompts of so many tokens; empty: nothing."""
+        return ""
+
     def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
         """[B, C, h, w] noisy latents at timesteps [B] -> the denoiser's prediction, same shape."""
         raise NotImplementedError

@@ -164,6 +164,9 @@ class CascadedModule(DiffusionModule):
     def image_identity(self) -> str:
         return fingerprint(self.part("effnet"), f"{SHRINK} {self.latent_scale} {self.latent_shift}")
 
+    def prompt_room(self) -> int:
+        return self.pipeline.tokenizer.model_max_length - 2
+
     def tokens(self, captions: list[str]) -> dict[str, Tensor | None]:
         """[B, 77] ids, and the mask that hides the padding from the text encoder."""
         tokenizer = self.pipeline.tokenizer

@@ -53,6 +53,12 @@ class ClipModule(DiffusionModule):
         identity = super().prompt_identity()
         return identity if self.chunks == 1 else f"{identity} {self.chunks} chunks"
 
+    def prompt_room(self) -> int:
+        return (self.pipeline.tokenizer.model_max_length - 2) * self.chunks
+
+    def prompt_advice(self, tokens: int) -> str:
+        return f", or read them whole with model.chunks={-(-tokens * self.chunks // self.prompt_room())}"
+
     def tokens(self, tokenizer: Any, captions: list[str]) -> Tensor:
         """B captions -> [B * chunks, 77] token ids on the module's device, the chunks of a caption in a row."""
         return tokenize(tokenizer, captions, chunks=self.chunks).to(self.device)

@@ -128,7 +128,7 @@ class PixArtAlpha(DiffusionModule):
         Captions are put in lower case and stripped, as in the original training and in the stock pipeline.
         """
         words = self.pipeline.tokenizer(
-            [caption.lower().strip() for caption in captions],
+            [self.spelled(caption) for caption in captions],
             padding="max_length",
             max_length=MAX_TOKENS,
             truncation=True,
@@ -139,6 +139,12 @@ class PixArtAlpha(DiffusionModule):
         with self.never_fp16():
             hidden = self.pipeline.text_encoder(ids, attention_mask=seen).last_hidden_state
         return {"hidden": hidden, "mask": mask.bool()}
+
+    def spelled(self, caption: str) -> str:
+        return caption.lower().strip()
+
+    def prompt_room(self) -> int:
+        return MAX_TOKENS - 1  # T5 ends a prompt, and does not begin it
 
     def never_fp16(self) -> contextlib.AbstractContextManager[Any]:
         """For T5: where the run is in mixed precision, bf16."""

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from peft.tuners.lora import LoraLayer
 
 from otl.augmentation import varying
-from otl.config import Problem
+from otl.config import Data, Problem
 from otl.methods.injected import ADAPTER, adapted
 from otl.modules.base import DiffusionModule
 from otl.schedules import warmup_steps
@@ -37,6 +37,7 @@ def advise(
         *of_augmentation(settings),
         *of_batches(settings, images=len(train), batches=batches),
         *of_average(settings, steps),
+        *of_captions(settings, module),
         *of_validation(settings, held_out=len(samples) - len(train)),
         *of_ranks(module),
     ]
@@ -101,6 +102,13 @@ def of_average(settings: DictConfig, steps: int) -> Iterator[Problem]:
             f"exported would be close to the start; at most {1 - 1 / steps:.4g} fits"
         )
         yield Problem("callbacks.ema.decay", message, fatal=False)
+
+
+def of_captions(settings: DictConfig, module: DiffusionModule) -> Iterator[Problem]:
+    variants = settings.data.caption_variants
+    if module.trains_text and variants != Data.caption_variants:
+        message = f"{variants} has no effect while a text encoder trains: each draw then has a text of its own"
+        yield Problem("data.caption_variants", message, fatal=False)
 
 
 def of_validation(settings: DictConfig, *, held_out: int) -> Iterator[Problem]:

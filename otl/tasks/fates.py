@@ -18,6 +18,7 @@ from otl.datamodules.variations import cached_images
 from otl.modules.training import steps_per_epoch
 from otl.tasks import ranks
 from otl.tasks.run import total_steps
+from otl.tasks.texts import Called
 from otl.types import Problem, Sample
 
 HARD_CROP = 0.15  # share of an image's area; what loses more is warned of
@@ -28,17 +29,19 @@ Row = dict[str, Any]
 
 
 def of_images(
-    train: Layout, held_out: Layout, problems: list[Problem], data: Data, settings: DictConfig
+    train: Layout, held_out: Layout, problems: list[Problem], data: Data, settings: DictConfig, called: Called
 ) -> dict[str, Any]:
     """What becomes of every image, and the steps that follow from it.
 
     Args:
         train, held_out: as `laid_out` gives them.
         problems: what was found; the files that they leave out are images, too.
+        called: what the images are called.
     """
     stream = rounds(train, data, settings.seed)
     epoch = stream.epoch(0)
-    rows = rows_of(train, stream, data) + left_out_rows(problems)
+    rows = [row | called.row(sample) for row, sample in zip(rows_of(train, stream, data), train.samples)]
+    rows += left_out_rows(problems)
     total = len(np.unique(train.images)) + sum(len(problem.left_out) for problem in problems)
     shown = np.unique(train.images[epoch.indices])
     waiting = len(np.setdiff1d(train.images[_partly(stream)], shown))
@@ -56,6 +59,7 @@ def of_images(
         "ranks": processes,
         "steps_per_epoch": steps_per_epoch(share, settings.trainer.accumulate_grad_batches),
         "total_steps": total_steps(settings.trainer, share) if stream.length else 0,
+        "captions": called.summary(held_out.samples),
         "images": rows,
         "warnings": warnings(rows, train, problems, data),
     }
@@ -119,7 +123,7 @@ def left_out_rows(problems: list[Problem]) -> list[Row]:
     """The files that are not trained on, such as those that cannot be read."""
     return [
         {"path": path, "size": None, "bucket": None, "scale": None, "cropped": None, "repeats": 0,
-         "mask": None, "caption_missing": False, "dropped": True, "reason": reason}
+         "mask": None, "caption_missing": False, "caption": None, "texts": 0, "dropped": True, "reason": reason}
         for problem in problems
         for path, reason in problem.left_out
     ]  # fmt: skip

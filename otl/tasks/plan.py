@@ -22,6 +22,7 @@ from otl.tasks.fates import of_images, warning
 from otl.tasks.precision import choose
 from otl.tasks.run import build_skeleton, data_options, run_dir
 from otl.tasks.tables import show
+from otl.tasks.texts import Called, cut_off
 from otl.types import Problem, Sample, Size
 
 
@@ -54,9 +55,11 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
     module.autocast_dtype = precision.autocast
     data = data_options(settings, module)
     samples, problems = scanned or scan(data, inpainting.mask_options(module))
+    called = Called(data, seed=settings.seed, cached=data.cache and not module.trains_text)
     where = {"resolution": module.resolution, "step": module.bucket_step, "seed": settings.seed}
     train, held_out = laid_out(samples, data, **where)
-    problems = problems + placing(train, held_out) + untaught(module, samples)
+    problems = problems + placing(train, held_out) + untaught(module, samples, called)
+    problems += cut_off(samples, called, module)
     prior.check(module, samples)
     inpainting.check_masks(module, samples)
     made = {
@@ -67,7 +70,7 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
         "resolution": module.data_resolution,
         "resolutions": [] if data.bucket_sizes else shown_at(data, module.resolution, module.bucket_step),
         "batch_size": data.batch_size,
-        **of_images(train, held_out, problems, data, settings),
+        **of_images(train, held_out, problems, data, settings, called),
         "weights": memory.weights(module),
         "inpaint": of_masks(samples, module) if module.inpaints else None,
     }
@@ -86,11 +89,12 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
     return made, problems + advice
 
 
-def untaught(module: DiffusionModule, samples: list[Sample]) -> list[Problem]:
-    """The new words that no image's caption has."""
+def untaught(module: DiffusionModule, samples: list[Sample], called: Called) -> list[Problem]:
+    """The new words that no text of an image has."""
     if module.embeddings is None:
         return []
-    return module.embeddings.unused(text for sample in samples if not sample.validation for text in sample.captions)
+    train = (sample for sample in samples if not sample.validation)
+    return module.embeddings.unused(text for sample in train for text in called.training.all_of(sample))
 
 
 def of_masks(samples: list[Sample], module: DiffusionModule) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from otl.config import Data, SettingsError
-from otl.datamodules import shapes
+from otl.config import CaptionSource, Data, SettingsError
+from otl.datamodules import captions, shapes
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.modules import inpainting, samplers
 from otl.modules.base import DiffusionModule
@@ -62,14 +62,24 @@ def deferred(options: DictConfig) -> functools.partial[Any]:
 
 
 def data_options(settings: DictConfig, module: DiffusionModule) -> Data:
-    """The dataset's settings; images without captions get those of the method, where it has any for them."""
+    """The dataset's settings; images without captions get those of the method, where it has any for them.
+
+    Raises:
+        SettingsError: it has, and prompts are no source of captions.
+    """
     data: Data = OmegaConf.to_object(settings.data)  # type: ignore[assignment]
-    if isinstance(module.method, Captions):
-        if data.prompt is None:
-            data.prompt = "\n".join(module.method.captions("data")) or None
-        for name, concept in data.concepts.items():
-            if concept.prompt is None:
-                concept.prompt = "\n".join(module.method.captions(name)) or None
+    if not isinstance(module.method, Captions):
+        return data
+    own = {"data": data} if data.path is not None else {}
+    for name, each in (own | data.concepts).items():
+        texts = module.method.captions(name)
+        if texts and CaptionSource.prompt not in captions.options(data)[name].sources:
+            raise SettingsError(
+                f"method.templates would have no effect: they are prompts, and {captions.setting(name)}.sources has no "
+                "prompt; put it in"
+            )
+        if each.prompt is None:
+            each.prompt = "\n".join(texts) or None
     return data
 
 

@@ -31,6 +31,8 @@ def show(plan: dict[str, Any], console: Console | None = None) -> None:
         f"{plan['images_cached']} to be cached; "
         f"{plan['steps_per_epoch']} steps an epoch, [bold]{plan['total_steps']} steps in all[/]"
     )
+    if plan["captions"]["cached"]:
+        console.print(f"{plan['captions']['distinct']} texts to encode, each once")
     if plan["inpaint"]:
         masks = plan["inpaint"]
         console.print(f"masks: {masks['masks']}; {masks['files']} of {masks['images']} images have a mask file")

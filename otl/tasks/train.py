@@ -73,7 +73,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     if trainer.is_global_zero:
         made, problems = plan.make(settings, scanned=data.scanned)
         for problem in problems:
-            log.warning(f"{problem.key}: {problem.message}")
+            log.warning(report(problem))
         if fatal := [problem for problem in problems if problem.fatal]:
             raise SettingsError("\n".join(map(report, fatal)))
         plan.write(made, folder)

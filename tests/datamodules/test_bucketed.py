@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from otl.config import SettingsError
+from otl.config import CaptionOptions, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
 from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture
 
@@ -128,6 +128,16 @@ def test_without_buckets_only_images_that_are_cut_otherwise_are_made_again(photo
 
 def test_dropout_adds_the_empty_caption_alone(photos):
     assert fill(photos, caption_dropout=0.1).prompts == [""]
+
+
+def test_each_caption_is_encoded_as_often_as_there_are_variants(tmp_path):
+    picture(tmp_path / "photos" / "a.png", caption="a, b, c, d, e")
+    picture(tmp_path / "photos" / "b.png", shade=9, caption="f")
+    options = {"captions": CaptionOptions(shuffle=True), "caption_variants": 5}
+    prompts = fill(tmp_path / "photos", **options).prompts
+    assert len(prompts) == 5 + 1
+    assert {"".join(sorted(prompt)).strip(", ") for prompt in prompts} == {"abcde", "f"}
+    assert fill(tmp_path / "photos", **options).prompts == []
 
 
 def test_equal_images_and_captions_are_encoded_once(tmp_path):

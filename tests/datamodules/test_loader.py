@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from otl import rng
-from otl.config import Concept, SettingsError
+from otl.config import CaptionOptions, Concept, ConceptType, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.types import Batch
-from tests.datamodules.fakes import CountingEncoder, data, folder, module, same
+from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture, same
 
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
 
@@ -133,6 +133,42 @@ def test_captions_are_dropped_in_training_and_never_in_validation(tmp_path):
     assert {c for b in made.train_dataloader() for c in b.captions} == {""}
     assert all(c for b in made.val_dataloader() for c in b.captions)
     assert all(torch.equal(b.cond["hidden"], torch.zeros_like(b.cond["hidden"])) for b in made.train_dataloader())
+
+
+@pytest.fixture
+def tagged(tmp_path) -> Path:
+    """Four pictures with six tags each."""
+    for number in range(4):
+        picture(tmp_path / "photos" / f"{number}.png", shade=number, caption=f"{number}, a, b, c, d, e")
+    return tmp_path / "photos"
+
+
+def texts_of(made: BucketedDataModule, epochs: int) -> set[str]:
+    return {
+        text for number in range(epochs) for batch in epoch(made.train_dataloader(), number) for text in batch.captions
+    }
+
+
+def test_a_caption_varies_over_the_epochs_with_the_cache_and_without(tagged):
+    options = {"captions": CaptionOptions(shuffle=True), "caption_variants": 3}
+    cached, prompts_alone = filled(tagged, **options), filled(tagged, **options, prompts=False)
+    assert len(texts_of(cached, 20)) == 4 * 3
+    for made in (prompts_alone, module(data(tagged, **options))):
+        assert len(texts_of(made, 20)) > 60  # of 80 draws, 720 orders
+
+
+def test_a_varied_caption_comes_with_its_own_conditioning(tagged):
+    for batch in filled(tagged, captions=CaptionOptions(tag_dropout=0.5), batch_size=4).train_dataloader():
+        assert len(set(map(len, batch.captions))) > 1
+        assert batch.cond["hidden"][:, 0].tolist() == [len(caption) for caption in batch.captions]
+
+
+def test_held_out_captions_do_not_vary(tagged):
+    picture(tagged.parent / "held" / "0.png", shade=99, caption="c, b, a")
+    concept = Concept(path=str(tagged.parent / "held"), type=ConceptType.validation)
+    varied = CaptionOptions(shuffle=True, tag_dropout=0.5, capitals=0.5, prefix="x")
+    made = filled(tagged, captions=varied, concepts={"held": concept}, caption_dropout=1.0)
+    assert [text for batch in made.val_dataloader() for text in batch.captions] == ["x c, b, a"]
 
 
 def test_validation_is_the_same_every_time(tmp_path):

@@ -1,10 +1,12 @@
-"""How long a run is."""
+"""How long a run is, and what its images are called."""
 
 import pytest
 from omegaconf import OmegaConf
 
 from otl.config import SettingsError
-from otl.tasks.run import DEFAULT_STEPS, total_steps
+from otl.methods.embedding import Embedding
+from otl.modules.stable_diffusion import StableDiffusion
+from otl.tasks.run import DEFAULT_STEPS, data_options, total_steps
 
 
 def steps(batches, *, max_steps=None, max_epochs=None, accumulate=1):
@@ -33,3 +35,11 @@ def test_a_run_of_no_steps_is_an_error_that_says_what_to_do():
         steps(0, max_steps=10)
     with pytest.raises(SettingsError, match="no step"):
         steps(10, max_epochs=0)
+
+
+def test_templates_are_prompts_and_need_them_among_the_sources(settings):
+    module = StableDiffusion("nowhere/at-all")
+    module.method = Embedding(embeddings={"cat": {}}, templates=["a {}", "the {}"])
+    assert data_options(settings("data.path=."), module).prompt == "a <cat>\nthe <cat>"
+    with pytest.raises(SettingsError, match=r"method\.templates.*data\.captions\.sources has no prompt"):
+        data_options(settings("data.path=.", "data.captions.sources=[file]"), module)
