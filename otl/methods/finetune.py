@@ -1,4 +1,4 @@
-"""Full fine-tune: whole parts train."""
+"""Full fine-tune: the weights of whole parts train, or those of chosen layers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from otl.config import CheckpointFormat, SettingsError
 from otl.formats import single_file
@@ -13,7 +14,8 @@ from otl.formats.files import whole
 from otl.formats.folder import DTYPES
 from otl.formats.modelspec import checkpoint_metadata, with_hash
 from otl.methods.embeddings import Embeddings
-from otl.methods.parts import chosen_parts
+from otl.methods.parts import PartOptions, chosen_parts
+from otl.methods.targets import excluding, matching
 from otl.types import ParamGroup, Size
 
 if TYPE_CHECKING:
@@ -21,15 +23,26 @@ if TYPE_CHECKING:
 
 
 class Finetune:
-    """Every weight of the chosen parts.
+    """The weights of the chosen parts.
 
     Args:
+        targets: a preset of the family, or patterns on the names of layers, searched for anywhere in them; None: all.
+        exclude: patterns on the names of layers that stay frozen all the same.
         parts: part -> {"lr": learning rate or None for the optimizer's, "stop_after": when it stops training, below 1 a
             share of the run, else optimizer steps}; None or absent: frozen.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
     """
 
-    def __init__(self, *, parts: dict[str, Any] | None = None, embeddings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        targets: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
+        parts: dict[str, Any] | None = None,
+        embeddings: dict[str, Any] | None = None,
+    ) -> None:
+        self.targets = targets
+        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude or [])
         self.embeddings = Embeddings(embeddings)
         self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}})
         self.whole_parts = tuple(self.parts)
@@ -42,17 +55,47 @@ class Finetune:
                 f"output.checkpoint_format=single_file: no program reads a whole "
                 f"{type(module).__name__} from one file; leave it at diffusers"
             )
+        options = self.options_by_part(module)
         groups = []
-        for key, options in self.parts.items():
+        for name, paths in self.chosen(module, list(options)).items():
+            part = module.part(name)
+            if next(part.parameters()).device.type != "meta":
+                part.to(torch.float32)
+            weights = {id(p): p for path in paths for p in own_parameters(part.get_submodule(path))}  # T5 ties two
+            for parameter in weights.values():
+                parameter.requires_grad_(True)
+            groups.append(ParamGroup(name, list(weights.values()), options[name].lr, options[name].stop_after))
+        return groups + self.embeddings.attach(module)
+
+    def options_by_part(self, module: DiffusionModule) -> dict[str, PartOptions]:
+        """The pipeline's name of each part -> its options.
+
+        Raises:
+            SettingsError: a part is not there, is the image encoder, or is named twice.
+        """
+        options: dict[str, PartOptions] = {}
+        for key, settings in self.parts.items():
             name = module.part_name(key)
             if name == module.image_encoder:
                 raise SettingsError(f"method.parts.{key}: the image encoder cannot be trained by this method")
-            part = module.part(name)
-            part.requires_grad_(True)
-            if next(part.parameters()).device.type != "meta":
-                part.to(torch.float32)
-            groups.append(ParamGroup(name, list(part.parameters()), options.lr, options.stop_after))
-        return groups + self.embeddings.attach(module)
+            if name in options:
+                raise SettingsError(f"method.parts.{key}: {name} is named twice; leave one of the two out")
+            options[name] = settings
+        return options
+
+    def chosen(self, module: DiffusionModule, parts: list[str]) -> dict[str, list[str]]:
+        """part -> paths of the layers that train.
+
+        Raises:
+            SettingsError: a pattern finds nothing, or nothing of a part is left.
+        """
+        names = {
+            part: [path for path, layer in module.part(part).named_modules() if own_parameters(layer)] for part in parts
+        }
+        if self.targets is not None:
+            presets = module.lora_targets
+            names = {part: matching(of, self.targets, presets.get(part, {}), part=part) for part, of in names.items()}
+        return excluding(names, self.exclude)
 
     def export(self, module: DiffusionModule, path: Path) -> Path:
         """Write the whole model as the folder `path` or the file `<path>.safetensors`, read it back and compare; the
@@ -66,6 +109,11 @@ class Finetune:
                 return save_file(module, path.with_name(path.name + ".safetensors"))
             with module.sampling_scheduler():  # v-prediction and zero-terminal-SNR belong to the weights
                 return save_pipeline(module.pipeline, path, dtype=module.output_options.dtype)
+
+
+def own_parameters(layer: nn.Module) -> list[nn.Parameter]:
+    """Not those of layers inside it."""
+    return list(layer.parameters(recurse=False))
 
 
 def save_file(module: DiffusionModule, path: Path) -> Path:

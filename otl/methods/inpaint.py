@@ -23,10 +23,17 @@ class Inpaint(Finetune):
 
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
         """One group of fp32 parameters for each part."""
-        if not module.inpaints:
-            self.refuse(module)
-            widen(module.part("denoiser"))
-        return super().attach(module)
+        if module.inpaints:
+            return super().attach(module)
+        self.refuse(module)
+        widen(module.part("denoiser"))
+        groups = super().attach(module)
+        if not module.part("denoiser").conv_in.weight.requires_grad:
+            raise SettingsError(
+                f"method.targets={self.targets}, method.exclude={self.exclude}: they leave out conv_in, whose new "
+                "channels for the mask and the masked picture would stay zero; choose it too"
+            )
+        return groups
 
     def refuse(self, module: DiffusionModule) -> None:
         """Raises SettingsError: the family has no inpainting form, or the new channels would not be trained."""
