@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,7 @@ from otl.datamodules.files import Remote, file_system, patiently
 from otl.datamodules.index import Index
 
 STAMPS = ("ETag", "etag", "blob_id", "md5Hash", "Content-MD5")  # what a store says of a file's content
+THREADS = 16  # requests at once
 TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")  # where it says nothing of it
 
 
@@ -57,7 +59,8 @@ def in_store(url: str, *, recursive: bool) -> dict[str, Remote]:
         return {}
     names = {_inside(each, path): info for each, info in listed.items()}
     kept = in_order(name for name in names if name and not any(part.startswith(".") for part in name.split("/")))
-    return {name: remote(fs, names[name]) for name in kept}
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(kept, pool.map(lambda name: remote(fs, names[name]), kept)))
 
 
 def matching(url: str) -> dict[str, Remote]:
@@ -81,7 +84,10 @@ def single(url: str) -> Remote | None:
 def remote(fs: Any, info: dict[str, Any]) -> Remote:
     """A file as a store describes it."""
     if info.get("size") is None:  # a list of links says nothing but names
-        info = patiently(info["name"], lambda: fs.info(info["name"]))
+        try:
+            info = patiently(info["name"], lambda: fs.info(info["name"]))
+        except FileNotFoundError:
+            return Remote(info["name"])  # a dead link: said when it is opened
     said = next((info[key] for key in STAMPS if info.get(key)), None)
     stamp = said or next((info[key] for key in TIMES if info.get(key)), "")
     return Remote(fs.unstrip_protocol(info["name"]), info.get("size"), str(stamp).strip('"'))
