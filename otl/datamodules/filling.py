@@ -83,19 +83,22 @@ def fill_prompts(
     return _run(cache, made(), "captions into the cache", len(missing), progress)
 
 
-def by_bucket(pictures: Iterable[Picture], batch_size: int) -> list[list[Picture]]:
-    """Batches of one size each."""
+def by_bucket(pictures: Iterable[Picture], batch_size: int) -> Iterator[list[Picture]]:
+    """Batches of one size each, as soon as each is full: what lies together in an archive is read together."""
     buckets = defaultdict(list)
     for picture in pictures:
-        buckets[picture.view.bucket].append(picture)
-    return [group for members in buckets.values() for group in chunks(members, batch_size)]
+        group = buckets[picture.view.bucket]
+        group.append(picture)
+        if len(group) == batch_size:
+            yield buckets.pop(picture.view.bucket)
+    yield from buckets.values()
 
 
 def chunks(items: list[Any], size: int) -> list[list[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def decoded(groups: list[list[Picture]], background: str) -> Iterator[tuple[list[Picture], Tensor]]:
+def decoded(groups: Iterable[list[Picture]], background: str) -> Iterator[tuple[list[Picture], Tensor]]:
     """Each group with its pixels [B, 3, H, W], decoded in threads a little ahead of who asks."""
     pool = ThreadPoolExecutor(THREADS)
     waiting: deque[tuple[list[Picture], list[Future[Any]]]] = deque()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,11 +23,37 @@ from otl.datamodules.sources.items import Item
 if TYPE_CHECKING:
     import pyarrow
 
-KEPT = 2  # row groups that each process keeps: an image is read with its whole group
+KEPT = 256 * 2**20  # bytes of row groups that each process keeps: an image is read with its whole group
 MAPPED = 1000  # arrow files that each process keeps open
 AT_ONCE = 16  # images in memory while a table is gone through
 IPC_MAGIC = b"ARROW1"  # of arrow's file format; its stream format has none
-READING = Lock()  # several threads want images of one row group: it is read once
+
+
+class RowGroups:
+    """The images of the row groups that were read last.
+
+    Args:
+        room: bytes; the newest group is kept however large it is.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.kept: OrderedDict[tuple[Path | Remote, str, str, int], Any] = OrderedDict()
+        self._reading = Lock()  # several threads want images of one group, which is read once
+
+    def column(self, file: Path | Remote, name: str, group: int) -> Any:
+        """The images of one row group."""
+        key = (file, place(file), name, group)
+        with self._reading:
+            if key not in self.kept:
+                self.kept[key] = _parquet(file).read_row_group(group, columns=[name], use_threads=False).column(0)
+            self.kept.move_to_end(key)
+            while len(self.kept) > 1 and sum(column.nbytes for column in self.kept.values()) > self.room:
+                self.kept.popitem(last=False)
+            return self.kept[key]
+
+
+ROW_GROUPS = RowGroups(KEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +78,10 @@ class Cell(Named):
         return f"{place(self.table)} {self.column} {self.number}"
 
     def read_bytes(self) -> bytes:
-        with READING:
-            column = _column(self.table, place(self.table), self.column, self.group)
+        if self.table.suffix == ".arrow":
+            column = _mapped(self.table, place(self.table)).column(self.column)
+        else:
+            column = ROW_GROUPS.column(self.table, self.column, self.group)
         return bytes_of(column[self.row].as_py()) or b""
 
     def open(self, mode: str = "rb") -> IO[bytes]:
@@ -144,14 +173,6 @@ def _groups(file: Path | Remote, names: list[str]) -> Iterator[tuple[int, pyarro
 
 def _batches(file: Path | Remote, names: list[str]) -> Iterator[pyarrow.RecordBatch]:
     yield from (batch for _, batch in _groups(file, names))
-
-
-@lru_cache(maxsize=KEPT)
-def _column(file: Path | Remote, stamp: str, column: str, group: int) -> Any:
-    """The images of a row group of the table that had that stamp."""
-    if file.suffix == ".arrow":
-        return _mapped(file, stamp).column(column)
-    return _parquet(file).read_row_group(group, columns=[column], use_threads=False).column(0)
 
 
 def _schema(file: Path | Remote) -> pyarrow.Schema:

@@ -7,6 +7,7 @@ import pytest
 from otl.config import SettingsError
 from otl.datamodules import images
 from otl.datamodules.sources import table
+from tests.datamodules.fakes import CountingEncoder, data, module
 from tests.datamodules.sources.conftest import memory, png
 
 ROWS = [{"image": {"bytes": png(n), "path": f"{n}.png"}, "text": f"row {n}", "id": n} for n in range(5)]
@@ -78,14 +79,36 @@ def test_rows_without_an_image_are_named(tmp_path, searched):
     ]
 
 
-def test_an_image_of_a_row_group_that_was_read_is_not_read_again(tmp_path, searched, monkeypatch):
-    samples, _ = searched(parquet(tmp_path / "t.parquet"))
-    table._column.cache_clear()
+@pytest.fixture
+def opened(monkeypatch):
+    """Tables that were opened, one for each row group that was read."""
     opened = []
-    monkeypatch.setattr(table, "_parquet", lambda file, original=table._parquet: opened.append(1) or original(file))
-    for sample in samples:
+    monkeypatch.setattr(table, "_parquet", lambda file, original=table._parquet: opened.append(file) or original(file))
+    return opened
+
+
+@pytest.mark.parametrize(("room", "reads"), [(10**6, 3), (1, 6)])
+def test_row_groups_are_kept_as_long_as_there_is_room(tmp_path, searched, opened, monkeypatch, room, reads):
+    """Groups of 2, 2 and 1 rows, gone through twice."""
+    samples, _ = searched(parquet(tmp_path / "t.parquet"))
+    monkeypatch.setattr(table, "ROW_GROUPS", table.RowGroups(room))
+    opened.clear()
+    for sample in [*samples, *samples]:
         sample.path.read_bytes()
-    assert len(opened) == 3  # groups of 2, 2 and 1 rows
+    assert len(opened) == reads
+
+
+def test_the_cache_is_filled_row_group_by_row_group(tmp_path, opened, monkeypatch):
+    """Rows of two buckets by turns; gone through bucket by bucket, every group would be read twice."""
+    rows = [{"image": png(n, h=64 if n % 2 else 128), "text": "x"} for n in range(40)]
+    path = parquet(tmp_path / "t.parquet", rows, row_group_size=4)
+    made = module(data(path, encode_batch_size=2))
+    three = 3 * pq.ParquetFile(path).read_row_group(0, columns=["image"]).nbytes
+    monkeypatch.setattr(table, "ROW_GROUPS", table.RowGroups(three + 100))  # of ten
+    opened.clear()
+    encoder = CountingEncoder()
+    made.fill_cache(encoder, images=True, prompts=False)
+    assert encoder.images == 40 and len(opened) == 10
 
 
 def test_workers_that_were_forked_read_rows_too(tmp_path, searched):
