@@ -289,6 +289,8 @@ class Concept:
     seed: Optional[int] = None  # of its order, captions and noise; null: the run's
     prompt: Optional[str] = None  # captions, one a line, of images without any of their own
     captions: OwnCaptionOptions = field(default_factory=OwnCaptionOptions)  # each field: null is that of data.captions
+    mask_folder: Optional[str] = None  # folder of masks named as the images; null: data.mask_folder
+    mask_alpha: Optional[bool] = None  # whether alpha channels are masks where there is no file; null: data.mask_alpha
     augment: OwnAugment = field(default_factory=OwnAugment)  # each field: null is that of data.augment
     loss_weight: float = 1.0  # multiplier of the loss of its images
     generate: int = 0  # images: where the folder has fewer, the model draws the rest from `prompt` before the run
@@ -315,6 +317,8 @@ class Data:
     partial_batches: PartialBatches = PartialBatches.keep  # keep, pad or drop
     augment: Augment = field(default_factory=Augment)
     image_variations: int = 1  # variations of each image in the cache, where something is random; all come by turns
+    mask_folder: Optional[str] = None  # folder of masks named as the images; null: NAME-masklabel.png beside each image
+    mask_alpha: bool = False  # the mask of an image without a mask file is its alpha channel: opaque is white
     background: str = "white"  # the colour under transparent pixels, a name or #rrggbb
     missing_captions: Missing = Missing.error  # error, warn, skip or allow
     broken_images: Broken = Broken.error  # error or skip
@@ -381,7 +385,6 @@ class Inpaint:
     """The masks of an inpainting model: which part of each picture it learns to paint."""
 
     masks: MaskSource = MaskSource.both  # both (a file where there is one, else generated), files or generated
-    folder: Optional[str] = None  # folder of masks named as the images; null: NAME-masklabel.png beside each image
     boxes: float = 0.25  # share of generated masks; the four are divided by their sum
     brushes: float = 0.25  # share of generated masks
     ellipses: float = 0.25  # share of generated masks

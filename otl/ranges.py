@@ -197,7 +197,6 @@ NOISE_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
 }
 GENERATED = "inpaint.masks=generated or both", lambda inpaint: _word(inpaint.get("masks")) != "files"
 INPAINT_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
-    "folder": ("inpaint.masks=files or both", lambda inpaint: _word(inpaint.get("masks")) != "generated"),
     **dict.fromkeys(("boxes", "brushes", "ellipses", "whole", "min_area", "max_area"), GENERATED),
 }
 TASK_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
@@ -335,12 +334,12 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
             "data.path",
             f"{show(data.get('path')) or 'nothing'} is given, but this task reads images: give their folder, {ways}",
         )
-    masks = (settings.get("inpaint") or {}).get("folder")
-    if isinstance(masks, str) and task != "otl.tasks.mask.mask":  # which makes it
-        yield from _check_folder("inpaint.folder", masks)
     for key, path in places.items():
         if isinstance(path, str) and path and "://" not in path and not re.search(r"[*?]", path):
             yield from _check_source(key, path)
+    for key, group in {"data": data, **{f"data.concepts.{name}": each for name, each in concepts.items()}}.items():
+        if isinstance(group.get("mask_folder"), str) and task != "otl.tasks.mask.mask":  # which makes it
+            yield from _check_folder(f"{key}.mask_folder", group["mask_folder"])
     name = (settings.get("output") or {}).get("name")
     if isinstance(name, str) and (Path(name).name != name or name.startswith(".")):
         yield Problem("output.name", f"{name!r} is no plain file name: results stay in the run's folder, hydra.run.dir")

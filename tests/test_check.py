@@ -197,8 +197,7 @@ def test_all_problems_are_reported_at_once(settings: Callable[..., DictConfig]) 
         (["inpaint.fill=2"], "inpaint.fill", "at most 1"),
         (["inpaint.min_area=0.6"], "inpaint.min_area", "0.6 is above inpaint.max_area=0.5"),
         ([f"inpaint.{form}=0" for form in ("boxes", "brushes", "ellipses", "whole")], "inpaint.whole", "all 0"),
-        (["inpaint.folder=no/where"], "inpaint.folder", "does not exist"),
-        (["inpaint.masks=generated", "inpaint.folder=."], "inpaint.folder", "needs inpaint.masks=files or both"),
+        (["data.mask_folder=no/where"], "data.mask_folder", "does not exist"),
         (["inpaint.masks=files", "inpaint.boxes=1"], "inpaint.boxes", "needs inpaint.masks=generated or both"),
         (["sample.image=no.png"], "sample.image", "no.png: there is no such file"),
         (["sample.mask=[no.png, 3]"], "sample.mask", "3 is not accepted"),
@@ -211,5 +210,5 @@ def test_masks_that_cannot_be_made_are_refused(settings, lines, key, text):
 
 def test_settings_of_masks_that_make_sense_are_accepted(settings, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    masks = ["inpaint.masks=both", f"inpaint.folder={tmp_path}", "inpaint.whole=1", "inpaint.resize=area"]
+    masks = ["inpaint.masks=both", f"data.mask_folder={tmp_path}", "inpaint.whole=1", "inpaint.resize=area"]
     assert check(settings("data.path=.", *masks, f"sample.image=[{tmp_path}/a.png]", "sample.mask=null")) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections.abc import Callable
 from typing import IO
 
 import numpy as np
@@ -85,7 +86,36 @@ def load(path: File, background: str) -> Image.Image:
     Raises:
         SettingsError: the file cannot be read, or `background` is no colour.
     """
-    return _load(path, background, scaled=None)
+    colour = _colour(background)
+    return _decoded(path, lambda image: _flat(_srgb(_eight_bit(image)), colour))
+
+
+def grey(path: File) -> Image.Image:
+    """A mask as 8 bit grey, upright; what is transparent in it is black.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    return _decoded(path, _grey)
+
+
+def alpha(path: File) -> Image.Image:
+    """The alpha channel of an image as 8 bit grey, upright; white where it has none.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    return _decoded(path, _alpha)
+
+
+def has_alpha(path: File) -> bool:
+    """Whether some of an image may be transparent, from its header alone.
+
+    Raises:
+        One of UNREADABLE.
+    """
+    with path.open("rb") as file, opened(file) as image:
+        return bool(image.has_transparency_data)
 
 
 def pixels(path: File, view: View, background: str) -> Tensor:
@@ -94,7 +124,9 @@ def pixels(path: File, view: View, background: str) -> Tensor:
     Raises:
         SettingsError: as `load`.
     """
-    levels = torch.from_numpy(np.array(_load(path, background, scaled=view.scaled))).permute(2, 0, 1)[None]
+    colour = _colour(background)
+    image = _decoded(path, lambda image: _flat(_srgb(_eight_bit(image)), colour), scaled=view.scaled)
+    levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     shown = colours.adjusted(cut(levels, view, mode="bicubic").float(), view.colours)
     return shown.div_(127.5).sub_(1).contiguous()
 
@@ -127,23 +159,27 @@ def _turned(window: Tensor, view: View, mode: str) -> Tensor:
     return turned.clamp_(0, 255)
 
 
-def _load(path: File, background: str, *, scaled: Size | None) -> Image.Image:
-    """The image, perhaps at a reduced size that still serves to scale it to the one given."""
-    colour = _colour(background)
+def _decoded(path: File, finish: Callable[[Image.Image], Image.Image], *, scaled: Size | None = None) -> Image.Image:
+    """What is made of an opened image, upright.
+
+    Args:
+        finish: makes it.
+        scaled: a size that it is to be scaled to: it may be decoded at a reduced one that still serves; None: in full.
+    """
     try:
         with opened(io.BytesIO(path.read_bytes())) as image:
             size, turn = upright_size(image), UPRIGHT.get(orientation(image))
             if scaled is not None:
                 _draft(image, size, scaled)
             image.load()
-            flat = _flat(_srgb(_eight_bit(image)), colour)
+            finished = finish(image)
     except SettingsError:
         raise
     except UNREADABLE as error:
         raise SettingsError(
             f"{path}: cannot be decoded ({reason(error)}); replace the file or move it out of the folder"
         ) from error
-    return flat.transpose(turn) if turn is not None else flat
+    return finished.transpose(turn) if turn is not None else finished
 
 
 def _colour(background: str) -> tuple[int, ...]:
@@ -205,6 +241,19 @@ def _srgb(image: Image.Image) -> Image.Image:
     elif "transparency" in image.info:
         converted.putalpha(image.convert("RGBA").getchannel("A"))
     return converted
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    if image.mode == "L" and not image.has_transparency_data and "icc_profile" not in image.info:
+        return image.copy()
+    return _flat(_srgb(_eight_bit(image)), (0, 0, 0)).convert("L")
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    image = _eight_bit(image)
+    if not image.has_transparency_data:
+        return Image.new("L", image.size, 255)
+    return image.convert("RGBA").getchannel("A")
 
 
 def _flat(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:

@@ -114,12 +114,12 @@ class Bucketed(Dataset[Batch]):
         return torch.stack([images.pixels(sample.path, view, self.background) for sample, view in zip(samples, shown)])
 
     def masks(self, samples: list[Sample], shown: list[View], keys: Tensor) -> Tensor | None:
-        """[B, 1, H, W] float32 of 0 and 1; another one every time where they are generated."""
+        """[B, 1, H, W] float32; another one every time where they are generated. Those that hide are of 0 and 1."""
         if self.inpaint is None:
             return None
-        return torch.stack(
-            [masks.mask(sample, view, int(key), self.inpaint) for sample, view, key in zip(samples, shown, keys)]
-        )
+        each = zip(samples, shown, keys)
+        soft = not self.hides
+        return torch.stack([masks.mask(sample, view, int(key), self.inpaint, soft=soft) for sample, view, key in each])
 
     def latents(self, numbers: list[int]) -> Tensor | None:
         """[B, C, h, w] float32 from the cache."""

@@ -1,12 +1,9 @@
-"""Masks of an inpainting model: 1 is to be painted. Read from files, or generated from a key."""
+"""Masks: 1 is to be painted, or counts in the loss. Read from files, or generated from a key."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,114 +11,45 @@ from torch import Tensor
 from torch.nn import functional
 
 from otl import rng
-from otl.config import Inpaint, MaskSource
+from otl.config import Inpaint
 from otl.datamodules import images
 from otl.datamodules.views import View
-from otl.types import Problem, Sample, Size
+from otl.types import File, Sample, Size
 
-VERSION = 1  # part of the cache's keys: raise it when the same file gives another mask
-LABEL = "-masklabel"
-EXTENSIONS = (".png", ".webp", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+VERSION = 2  # part of the cache's keys: raise it when the same file gives another mask
 ASPECT = 2.0  # boxes and ellipses are at most so many times longer than wide, before they meet the picture's edge
 STROKES, CORNERS = (1, 3), (2, 5)  # of a brush mask: how many lines, and of how many points each
 COARSE = 128  # cells of the longer side of the grid on which the distance to a brush's lines is computed
 
 
-def find(image: Path, root: Path, folder: Path | None) -> Path | None:
-    """The mask file of an image, if there is one.
-
-    Args:
-        image: its file.
-        root: the folder that was searched for images.
-        folder: of masks, with the names and subfolders of `root`; None: beside the image.
-    """
-    if folder is None:
-        stem = image.with_name(image.stem + LABEL)
-    else:
-        stem = folder / image.relative_to(root).with_suffix("")
-    names = [stem.with_name(stem.name + extension) for extension in EXTENSIONS]
-    return next((name for name in names if name.is_file()), None)
-
-
-def folders(options: Inpaint) -> list[Path]:
-    """Where there are masks and no images to train on."""
-    return [] if options.folder is None else [Path(options.folder).expanduser()]
-
-
-def attached(samples: list[Sample], root: Path, options: Inpaint) -> tuple[list[Sample], list[Problem]]:
-    """The samples with their mask files, and which of these cannot be used. Reads headers only.
-
-    Args:
-        root: the folder that was searched for the samples.
-    """
-    if options.masks == MaskSource.generated:
-        return samples, []
-    folder = next(iter(folders(options)), None)
-    found = [replace(sample, mask=find(sample.path, root, folder)) for sample in samples]
-    with ThreadPoolExecutor() as pool:
-        unfit = [reason for reason in pool.map(_unfit, found) if reason]
-    if not unfit:
-        return found, []
-    message = (
-        f"{len(unfit)} mask files cannot be laid over their images; mend them, or leave them out with "
-        "inpaint.masks=generated"
-    )
-    return found, [Problem("inpaint.masks", message, details=unfit)]
-
-
-def lacking(samples: list[Sample], options: Inpaint) -> list[Problem]:
-    """What there is to say of images without a mask file."""
-    bare = [str(sample.path) for sample in samples if sample.mask is None]
-    where = options.folder or f"the images' own, as NAME{LABEL}.png"
-    if options.masks == MaskSource.files and bare:
-        message = (
-            f"{len(bare)} of {len(samples)} images have no mask file in the folder {where}; add them, or have "
-            "masks generated for these images with inpaint.masks=both"
-        )
-        return [Problem("inpaint.masks", message, details=bare)]
-    if options.masks == MaskSource.both and options.folder is not None and len(bare) == len(samples):
-        message = f"{options.folder} has no mask for any image: masks are named as the images, in the same subfolders"
-        return [Problem("inpaint.folder", message)]
-    return []
-
-
-def _unfit(sample: Sample) -> str | None:
-    """Why the mask of a sample cannot be used, if it has one."""
-    if sample.mask is None:
-        return None
-    try:
-        size = images.header_size(sample.mask)
-    except images.UNREADABLE as error:
-        return f"{sample.mask}: {images.reason(error)}"
-    if fits(size, sample.size):
-        return None
-    return f"{sample.mask}: {size} (height x width) does not have the shape of {sample.name}, {sample.size}"
-
-
-def mask(sample: Sample, view: View, key: int, options: Inpaint) -> Tensor:
-    """[1, H, W] float32 of 0 and 1: the sample's file, else generated.
+def mask(sample: Sample, view: View, key: int, options: Inpaint, *, soft: bool = False) -> Tensor:
+    """[1, H, W] float32: the sample's own mask, else a generated one.
 
     Args:
         view: of the image.
         key: of `rng.key`; the same one gives the same mask.
+        options: how masks are generated.
+        soft: whether greys stay; else there are only 0 and 1.
     """
-    return read(sample.mask, view) if sample.mask is not None else generated(key, view.bucket, options)
+    if sample.mask is None:
+        return generated(key, view.bucket, options)
+    return read(sample.mask, view, alpha=sample.mask == sample.path, soft=soft)
 
 
-def read(path: Path, view: View) -> Tensor:
-    """[1, H, W] float32 of 0 and 1: the part of a mask that lies over what the view shows of its image.
+def read(path: File, view: View, *, alpha: bool = False, soft: bool = False) -> Tensor:
+    """[1, H, W] float32 in 0..1: the part of a mask that lies over what the view shows of its image.
+
+    Args:
+        path: of the mask.
+        alpha: whether it is the file's alpha channel; else its brightness, what is transparent being black.
+        soft: whether greys stay; else there are only 0 and 1.
 
     Raises:
         SettingsError: the file cannot be read.
     """
-    grey = torch.from_numpy(np.array(images.load(path, "black").convert("L")))[None, None].float()
-    return (images.cut(grey, view, mode="bilinear") > 127.5).float()
-
-
-def fits(mask: Size, image: Size) -> bool:
-    """Whether a mask of that size can lie over the image: the same aspect ratio, up to a pixel of the smaller one."""
-    scale = min(mask.h / image.h, mask.w / image.w)
-    return abs(mask.h - image.h * scale) <= 1 and abs(mask.w - image.w * scale) <= 1
+    grey = images.alpha(path) if alpha else images.grey(path)
+    levels = images.cut(torch.from_numpy(np.array(grey))[None, None].float(), view, mode="bilinear")
+    return levels / 255 if soft else (levels > 127.5).float()
 
 
 def generated(key: int, size: Size, options: Inpaint) -> Tensor:

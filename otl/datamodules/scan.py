@@ -14,11 +14,12 @@ from PIL import Image
 
 from otl import rng
 from otl.config import CaptionOptions, ConceptType, Data, Inpaint, SettingsError
-from otl.datamodules import captions, findings, headers, masks, texts
+from otl.datamodules import captions, findings, headers, mask_files, texts
 from otl.datamodules.files import Remote, content_hash
 from otl.datamodules.findings import Broke
 from otl.datamodules.headers import Header, Limits
 from otl.datamodules.index import Index
+from otl.datamodules.mask_files import MaskFiles
 from otl.datamodules.sources.columns import Chosen
 from otl.datamodules.sources.find import find
 from otl.datamodules.sources.folder import on_disk
@@ -40,6 +41,7 @@ class Source:
     path: str | None  # None: not given
     prompt: str | None
     captions: CaptionOptions
+    masks: MaskFiles
     type: ConceptType = ConceptType.train
     weight: float = 1.0
     generate: int = 0  # images that are drawn where there are fewer
@@ -101,8 +103,9 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
     problems += findings.misnamed(samples, all_headers) + findings.duplicates(samples, all_headers)
     samples, uncaptioned = captions.uncaptioned(samples, data.missing_captions, captions.options(data))
     problems += uncaptioned + texts.malformed(samples, texts.writers(data))
+    problems += mask_files.unused(data, inpaint)
     if inpaint is not None:
-        problems += masks.lacking(samples, inpaint)
+        problems += mask_files.lacking(samples, mask_files.options(data), inpaint)
     if samples and all(sample.validation for sample in samples):
         problems.append(Problem("data.path", "every image is for validation, none to train on; add some"))
     return samples, problems
@@ -111,29 +114,31 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
 def sources(data: Data | DictConfig) -> list[Source]:
     """Where the settings say that there are images."""
     settings: Any = data if OmegaConf.is_config(data) else OmegaConf.structured(data)
-    found, options = [], captions.options(settings)
+    found, options, masks = [], captions.options(settings), mask_files.options(settings)
     if settings.path is not None:
-        source = Source("data.path", "data", settings.path, settings.prompt, options["data"])
+        source = Source("data.path", "data", settings.path, settings.prompt, options["data"], masks["data"])
         found.append(replace(source, validation_share=settings.validation_share))
     for name, concept in settings.concepts.items():
         if concept.enabled:
-            found.append(_of_concept(str(name), concept, options[str(name)], settings.validation_share))
+            source = _of_concept(str(name), concept, options[str(name)], masks[str(name)])
+            share = settings.validation_share if concept.validation_share is None else concept.validation_share
+            found.append(replace(source, validation_share=share))
     return found
 
 
-def _of_concept(name: str, concept: Any, options: CaptionOptions, share: float) -> Source:
+def _of_concept(name: str, concept: Any, options: CaptionOptions, masks: MaskFiles) -> Source:
     return Source(
         f"data.concepts.{name}.path",
         name,
         None if OmegaConf.is_missing(concept, "path") else concept.path,
         concept.prompt,
         options,
+        masks,
         ConceptType(concept.type),
         weight=concept.loss_weight,
         generate=concept.generate,
         recursive=concept.recursive,
         columns=Chosen(concept.image_column, concept.caption_column, concept.mask_column),
-        validation_share=share if concept.validation_share is None else concept.validation_share,
     )
 
 
@@ -149,7 +154,7 @@ def _scan_source(source: Source, data: Data | DictConfig, inpaint: Inpaint | Non
         return Scanned(problems=[Problem(source.key, f"no images are given; set {source.key}=FOLDER")])
     limits = Limits(data.max_megapixels, data.verify_images)
     index = Index(Path(data.cache_dir).expanduser(), source.path, astuple(limits))
-    without = [] if inpaint is None else masks.folders(inpaint)
+    without = [] if inpaint is None or source.masks.folder is None else [source.masks.folder]
     wanted = Wanted(source.path, source.key, source.recursive, source.columns, without, bool(source.generate))
     try:
         found = find(wanted, index, limits)
@@ -160,8 +165,10 @@ def _scan_source(source: Source, data: Data | DictConfig, inpaint: Inpaint | Non
     whole = [each for each in read if not isinstance(each, Broke)]
     scanned = Scanned(whole, [each for each in read if isinstance(each, Broke)], found.problems)
     scanned.problems += findings.undrawn(source.key, source.generate - len(read))
-    if inpaint is not None and source.folder is not None:
-        scanned.problems += _attach_masks(scanned, source.folder, inpaint)
+    if inpaint is not None:
+        scanned.problems += _attach_masks(scanned, source, inpaint)
+    elif found.masks:
+        scanned.problems.append(mask_files.unseen(source.key, found.masks))
     if read and not whole:
         scanned.problems.append(Problem(source.key, f"none of the {len(read)} images in {source.path} can be read"))
     return _held_out(scanned, source)
@@ -214,9 +221,10 @@ def _header(item: Item, index: Index, limits: Limits) -> Header:
     return header
 
 
-def _attach_masks(scanned: Scanned, folder: Path, inpaint: Inpaint) -> list[Problem]:
-    """Give the samples of a folder on a disk their mask files; returns which of these cannot be used."""
-    samples, unfit = masks.attached([each.sample for each in scanned.whole], folder, inpaint)
+def _attach_masks(scanned: Scanned, source: Source, inpaint: Inpaint) -> list[Problem]:
+    """Give the samples their masks; returns which of these cannot be used."""
+    samples = [each.sample for each in scanned.whole]
+    samples, unfit = mask_files.attached(samples, source.folder, source.masks, inpaint)
     scanned.whole = [Read(sample, each.header) for sample, each in zip(samples, scanned.whole)]
     return unfit
 

@@ -22,6 +22,7 @@ class Hole:
     """What of an image is hidden before it is encoded."""
 
     mask: File
+    alpha: bool  # whether it is the file's alpha channel
     fill: float  # value of the masked pixels, -1..1
 
 
@@ -44,7 +45,7 @@ class Picture:
         whole = images.pixels(self.path, self.view, background)
         if self.hole is None:
             return whole
-        return masks.masked(whole, masks.read(self.hole.mask, self.view), self.hole.fill)
+        return masks.masked(whole, masks.read(self.hole.mask, self.view, alpha=self.hole.alpha), self.hole.fill)
 
 
 @dataclass
@@ -89,12 +90,12 @@ def wanted(
 
 def _masked(variations: Variations, pictures: list[Picture], fill: float) -> list[Picture]:
     """The pictures with holes. Every sample has a mask."""
-    files = [sample.mask for sample in variations.samples if sample.mask is not None]
+    holes = [Hole(s.mask, s.mask == s.path, fill) for s in variations.samples if s.mask is not None]
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(content_hash, files))
+        hashes = list(pool.map(lambda hole: f"{content_hash(hole.mask)}{' alpha' if hole.alpha else ''}", holes))
     found = []
     for number, picture in enumerate(pictures):
         sample = number // variations.count
         key = masked_key(picture.key, hashes[sample], masks.VERSION, fill)
-        found.append(replace(picture, key=key, hole=Hole(files[sample], fill)))
+        found.append(replace(picture, key=key, hole=holes[sample]))
     return found

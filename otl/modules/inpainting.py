@@ -14,7 +14,8 @@ from torch.nn import functional
 from otl import rng
 from otl.config import Inpaint, MaskResize, SampleOptions, SettingsError
 from otl.datamodules import images, masks, views
-from otl.types import Batch, Cond, Sample, Size
+from otl.datamodules.mask_files import LABEL, fits
+from otl.types import Batch, Cond, Problem, Sample, Size
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -92,13 +93,19 @@ def mask_options(module: DiffusionModule) -> Inpaint | None:
     return None
 
 
-def check_masks(module: DiffusionModule, samples: list[Sample]) -> None:
-    """Raises SettingsError: the loss is masked, and no image has a mask."""
-    if module.loss_options.masked and not module.inpaints and all(sample.mask is None for sample in samples):
-        raise SettingsError(
-            f"loss.masked=true: no image has a mask file (NAME{masks.LABEL}.png beside NAME.png), so "
+def lacking_masks(module: DiffusionModule, samples: list[Sample]) -> list[Problem]:
+    """Images without a mask where the loss is masked."""
+    bare = [str(sample.path) for sample in samples if sample.mask is None]
+    if not bare or module.inpaints or not module.loss_options.masked:
+        return []
+    if len(bare) == len(samples):
+        message = (
+            f"true, but no image has a mask (NAME{LABEL}.png beside it, data.mask_folder or data.mask_alpha), so that "
             "all would count whole; add masks, or set loss.masked=false"
         )
+        return [Problem("loss.masked", message)]
+    message = f"{len(bare)} of {len(samples)} images have no mask, and count whole"
+    return [Problem("loss.masked", message, fatal=False, details=bare)]
 
 
 def check_settings(module: DiffusionModule) -> None:
@@ -212,7 +219,7 @@ def checked_size(image: Path, mask: Path) -> Size:
         except images.UNREADABLE as error:
             raise SettingsError(f"sample.{key}={path}: cannot be read ({error}); give another picture") from error
     original, own = sizes
-    if not masks.fits(own, original):
+    if not fits(own, original):
         raise SettingsError(
             f"sample.mask={mask}: {own} (height x width) does not have the shape of {image.name}, {original}"
         )

@@ -19,7 +19,7 @@ from PIL.Image import Image
 
 from otl.callbacks.progress import track
 from otl.config import Data, RunEnded, SettingsError
-from otl.datamodules import headers, images, masks
+from otl.datamodules import headers, images, mask_files
 from otl.datamodules.bucketed import report
 from otl.datamodules.headers import Limits
 from otl.datamodules.index import Index
@@ -115,7 +115,7 @@ def found(settings: DictConfig) -> list[Found]:
         SettingsError: there is none, or it does not lie in a folder on a disk.
     """
     data: Data = OmegaConf.to_object(settings.data)  # type: ignore[assignment]
-    without = masks.folders(OmegaConf.to_object(settings.inpaint))  # type: ignore[arg-type]
+    without = [each.folder for each in mask_files.options(data).values() if each.folder is not None]
     everything: dict[Path, Found] = {}
     for source in sources(data):
         for item in items_of(source, data, without):

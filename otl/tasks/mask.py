@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
-from otl.config import Inpaint
-from otl.datamodules import images, masks
+from otl.datamodules import images, mask_files
 from otl.formats.files import whole
 from otl.tasks import editing
 from otl.tasks.run import run_dir
@@ -56,21 +55,19 @@ def mask(
         RunEnded: some images failed; names them.
     """
     brush = Brush(mode, invert, grow, smooth, unmasked, ALPHA if alpha is None else alpha)
-    where: Inpaint = OmegaConf.to_object(settings.inpaint)  # type: ignore[assignment]
-    easel = Easel(next(iter(masks.folders(where)), None))
     found = editing.found(settings)
     record = editing.Record((run_dir() if folder is None else folder) / "mask.csv", "mask", "white")
-    todo, empty = wanted(editing.alone(found, easel.file, record), easel, mode, record), 0
+    todo, empty = wanted(editing.alone(found, written, record), mode, record), 0
     if todo:
         masker: Masker = editing.tool(settings.masker, settings.trainer)
         for batch in editing.batches(todo, record, size=batch_size, data=settings.data):
             whites = masker.masks([picture for _, picture in batch])
             for (item, _), white in zip(batch, whites, strict=True):
                 with record.attempt(item.path):
-                    made = brush.drawn(white, easel.old(item, Size(*white.shape)))
+                    made = brush.drawn(white, old(item, Size(*white.shape)))
                     share = (made > WHITE).mean()
-                    write(easel.file(item), made)
-                    record.written(item.path, easel.file(item), f"{share:.4f}")
+                    write(written(item), made)
+                    record.written(item.path, written(item), f"{share:.4f}")
                     empty += share == 0
     if empty:
         log.warning(f"{empty} masks have no white: 0.0000 stands beside them in {record.file}")
@@ -101,43 +98,40 @@ class Brush:
         return np.maximum(made, np.float32(self.unmasked))
 
 
-@dataclass(frozen=True)
-class Easel:
-    """Where masks are: beside the images, or in a folder of their own with the names and subfolders of the images'."""
-
-    folder: Path | None
-
-    def file(self, item: editing.Found) -> Path:
-        """What is written."""
-        if self.folder is None:
-            return item.path.with_name(f"{item.path.stem}{masks.LABEL}.png")
-        return (self.folder / item.path.relative_to(item.root)).with_suffix(".png")
-
-    def there(self, item: editing.Found) -> Path | None:
-        """The mask that training would read."""
-        return masks.find(item.path, item.root, self.folder)
-
-    def old(self, item: editing.Found, size: Size) -> np.ndarray | None:
-        """The mask that is there, float32 [h, w] in 0..1 in the image's size.
-
-        Raises:
-            ValueError: it has another shape than the image.
-        """
-        file = self.there(item)
-        if file is None:
-            return None
-        grey = images.load(file, "black").convert("L")
-        own = Size(grey.height, grey.width)
-        if not masks.fits(own, size):
-            raise ValueError(f"{file}: {own} (height x width) does not have the shape of the image, {size}")
-        return np.asarray(grey.resize((size.w, size.h), Image.Resampling.BILINEAR), np.float32) / 255
+def written(item: editing.Found) -> Path:
+    """Where the mask of an image goes: beside it, or into a folder of masks, under its name and in its subfolder."""
+    folder = item.source.masks.folder
+    if folder is None:
+        return item.path.with_name(f"{item.path.stem}{mask_files.LABEL}.png")
+    return (folder / item.path.relative_to(item.root)).with_suffix(".png")
 
 
-def wanted(items: list[editing.Found], easel: Easel, mode: Mode, record: editing.Record) -> list[editing.Found]:
+def there(item: editing.Found) -> Path | None:
+    """The mask file that training would read."""
+    return mask_files.find(item.path, item.root, item.source.masks.folder)
+
+
+def old(item: editing.Found, size: Size) -> np.ndarray | None:
+    """The mask that is there, float32 [h, w] in 0..1 in the image's size.
+
+    Raises:
+        ValueError: it has another shape than the image.
+    """
+    file = there(item)
+    if file is None:
+        return None
+    grey = images.grey(file)
+    own = Size(grey.height, grey.width)
+    if not mask_files.fits(own, size):
+        raise ValueError(f"{file}: {own} (height x width) does not have the shape of the image, {size}")
+    return np.asarray(grey.resize((size.w, size.h), Image.Resampling.BILINEAR), np.float32) / 255
+
+
+def wanted(items: list[editing.Found], mode: Mode, record: editing.Record) -> list[editing.Found]:
     """The images that the mode is about."""
     todo = []
     for item in items:
-        has_one = easel.there(item) is not None
+        has_one = there(item) is not None
         if mode == "fill" and has_one:
             record.left(item.path, "masked already")
         elif mode == "subtract" and not has_one:

@@ -59,9 +59,8 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
     where = {"resolution": module.resolution, "step": module.bucket_step, "seed": settings.seed}
     train, held_out = laid_out(samples, data, **where)
     problems = problems + placing(train, held_out) + untaught(module, samples, called)
-    problems += cut_off(samples, called, module)
+    problems += cut_off(samples, called, module) + inpainting.lacking_masks(module, samples)
     prior.check(module, samples)
-    inpainting.check_masks(module, samples)
     made = {
         "family": type(module).__name__,
         "checkpoint": module.checkpoint,

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 # length of the run by what follows from it, and ranks and accumulation by the batches of a step.
 FREE = """
 resume allow_changes manifest experiment task.* output.* sample.* logger logger.*
-data.path data.concepts.*.path inpaint.folder data.workers data.cache_dir data.encode_batch_size
+data.path data.concepts.*.path data.mask_folder data.concepts.*.mask_folder
+data.workers data.cache_dir data.encode_batch_size
 trainer.max_steps trainer.max_epochs trainer.devices trainer.num_nodes trainer.accumulate_grad_batches
 trainer.val_check_interval trainer.precision
 callbacks.checkpoint callbacks.checkpoint.* callbacks.sampling callbacks.sampling.* callbacks.export callbacks.export.*

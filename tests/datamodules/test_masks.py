@@ -9,7 +9,7 @@ from otl.config import Inpaint, MaskSource, SettingsError
 from otl.datamodules import images, masks
 from otl.datamodules.views import centred
 from otl.types import Sample, Size
-from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture, same
+from tests.datamodules.fakes import CountingEncoder, data, folder, module, same
 
 BUCKET = Size(48, 80)
 FORMS = ("boxes", "brushes", "ellipses")
@@ -132,50 +132,42 @@ def test_what_is_transparent_in_a_mask_is_not_painted(tmp_path):
     assert mask[0, :, :16].all() and not mask[0, :, 16:].any()
 
 
-def test_masks_are_found_beside_the_images_and_in_a_folder_of_their_own(tmp_path):
-    one = picture(tmp_path / "photos" / "sub" / "one.jpg")
-    beside = picture(tmp_path / "photos" / "sub" / "one-masklabel.png", caption=None)
-    apart = picture(tmp_path / "masks" / "sub" / "one.webp", caption=None)
-    root = tmp_path / "photos"
-    assert masks.find(one, root, None) == beside
-    assert masks.find(one, root, tmp_path / "masks") == apart
-    assert masks.find(picture(root / "two.png"), root, None) is None
-
-
-@pytest.mark.parametrize(
-    ("mask", "image", "right"),
-    [
-        (Size(100, 150), Size(100, 150), True),
-        (Size(50, 75), Size(100, 150), True),
-        (Size(33, 50), Size(100, 150), True),  # rounded
-        (Size(150, 100), Size(100, 150), False),
-        (Size(100, 140), Size(100, 150), False),
-    ],
-)
-def test_a_mask_has_its_image_s_aspect_ratio(mask, image, right):
-    assert masks.fits(mask, image) == right
-
-
 def test_a_file_comes_before_a_generated_mask(photo):
-    sample = Sample(photo, Size(130, 211), [""], mask=photo)
+    sample = Sample(photo.with_name("other.png"), Size(130, 211), [""], mask=photo)
     view = centred(sample.size, Size(64, 64))
     assert torch.equal(masks.mask(sample, view, 3, Inpaint()), masks.read(photo, view))
     bare = Sample(photo, Size(130, 211), [""])
     assert torch.equal(masks.mask(bare, view, 3, Inpaint()), masks.generated(3, view.bucket, Inpaint()))
 
 
-def test_masks_by_file_alone_need_one_for_every_image(photo):
-    has, lacks = Sample(photo, Size(130, 211), [""], mask=photo), Sample(photo, Size(130, 211), [""])
-    found = masks.lacking([has, lacks], Inpaint(masks=MaskSource.files))
-    assert [problem.details for problem in found] == [[str(photo)]] and found[0].fatal
-    assert "1 of 2 images" in found[0].message and "inpaint.masks=both" in found[0].message
-    assert masks.lacking([has, lacks], Inpaint()) == []
+def test_greys_stay_where_masks_weigh_and_not_where_they_hide(tmp_path):
+    ramp = Image.fromarray(torch.arange(0, 256, 8, dtype=torch.uint8).expand(4, 32).contiguous().numpy())
+    ramp.save(tmp_path / "m.png")
+    view = centred(Size(4, 32), Size(4, 32))
+    levels = torch.arange(0, 256, 8) / 255
+    assert torch.allclose(masks.read(tmp_path / "m.png", view, soft=True)[0, 0], levels)
+    assert torch.equal(masks.read(tmp_path / "m.png", view)[0, 0], (levels > 0.5).float())
 
 
-def test_a_folder_of_masks_for_other_images_is_refused(photo):
-    lacks = Sample(photo, Size(130, 211), [""])
-    found = masks.lacking([lacks], Inpaint(folder="masks"))
-    assert [problem.key for problem in found] == ["inpaint.folder"] and found[0].fatal
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_alpha_channel_is_a_mask_where_the_image_names_itself(tmp_path, orientation):
+    image = Image.new("RGBA", (24, 16), (255, 255, 255, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 24, 8))
+    image.paste((0, 0, 0, 102), (0, 0, 12, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lying = image if orientation == 1 else image.transpose(Image.Transpose.ROTATE_90)
+    lying.save(tmp_path / "a.png", exif=exif)
+    sample = Sample(tmp_path / "a.png", Size(16, 24), [""], mask=tmp_path / "a.png")
+    view = centred(sample.size, sample.size)
+    soft = masks.mask(sample, view, 0, Inpaint(), soft=True)[0]
+    assert (soft[:8, :12] == 0.4).all() and (soft[:8, 12:] == 1).all() and not soft[8:].any()
+    assert torch.equal(masks.mask(sample, view, 0, Inpaint())[0], (soft > 0.5).float())
+
+
+def test_an_image_without_alpha_is_opaque_throughout(photo):
+    sample = Sample(photo, Size(130, 211), [""], mask=photo)
+    assert masks.mask(sample, centred(sample.size, Size(64, 64)), 0, Inpaint()).all()
 
 
 def test_a_mask_that_is_no_image_is_named(tmp_path):

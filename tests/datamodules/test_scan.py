@@ -233,7 +233,7 @@ def test_a_folder_of_masks_among_the_images_holds_no_images(tmp_path):
     photos = tmp_path / "photos"
     one = picture(photos / "sub" / "one.jpg")
     mask = picture(photos / "masks" / "sub" / "one.png", caption=None)
-    samples, problems = scan(Data(path=str(photos)), Inpaint(folder=str(photos / "masks")))
+    samples, problems = scan(Data(path=str(photos), mask_folder=str(photos / "masks")), Inpaint())
     assert [(sample.path, sample.mask) for sample in samples] == [(one, mask)]
     assert problems == []
 
@@ -242,7 +242,7 @@ def test_a_mask_of_another_shape_is_refused_and_named(tmp_path):
     picture(tmp_path / "one.png", h=40, w=60)
     mask = picture(tmp_path / "one-masklabel.png", h=60, w=40, caption=None)
     _, problems = scan(Data(path=str(tmp_path)), Inpaint())
-    assert [problem.key for problem in problems] == ["inpaint.masks"] and problems[0].fatal
+    assert [problem.key for problem in problems] == ["data.mask_folder"] and problems[0].fatal
     assert problems[0].details == [f"{mask}: 60x40 (height x width) does not have the shape of one.png, 40x60"]
 
 

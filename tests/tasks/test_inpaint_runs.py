@@ -122,7 +122,7 @@ def test_where_all_masks_are_files_the_image_encoder_is_not_needed_while_trainin
     )
     monkeypatch.setattr(StableDiffusion, "training_step", lambda *args: calls.append("step") or step(*args))
     model = [f"model.checkpoint={nine}", "method=lora"]
-    run("run", *model, "inpaint.masks=files", f"inpaint.folder={both}")
+    run("run", *model, "inpaint.masks=files", f"data.mask_folder={both}")
     assert "image" in calls and calls.count("step") == 4
     assert "image" not in calls[calls.index("step") :]
     calls.clear()
@@ -134,7 +134,7 @@ def test_where_all_masks_are_files_the_image_encoder_is_not_needed_while_trainin
     ("overrides", "text"),
     [
         (["method=lora", "inpaint.whole=1"], r"inpaint\.whole=1.0: .*takes no mask"),
-        (["method=inpaint", "inpaint.masks=files"], r"inpaint\.masks: 3 of 5 images have no mask file"),
+        (["method=inpaint", "inpaint.masks=files"], r"inpaint\.masks: 3 of 5 images have no mask"),
         (
             ["method=inpaint", "method.parts.denoiser=null", "++method.parts.text_encoder={}"],
             r"method\.parts\.denoiser",
@@ -161,7 +161,7 @@ def test_the_plan_of_an_inpainting_model_counts_its_masks_and_keeps_the_image_en
     files.mkdir()
     for number in range(5):
         Image.new("L", (64, 64)).save(files / f"{number}.png")
-    cached = made("inpaint.masks=files", f"inpaint.folder={files}")
+    cached = made("inpaint.masks=files", f"data.mask_folder={files}")
     assert drawn["memory"]["weights"] - cached["memory"]["weights"] == vae
 
 
@@ -186,8 +186,15 @@ def test_a_masked_loss_without_a_single_mask_is_refused(settings, tmp_path, sd15
     cfg = settings(
         f"model.checkpoint={sd15_folder}", f"data.path={tmp_path}", "data.prompt=x", "logger=none", "loss.masked=true"
     )
-    with pytest.raises(SettingsError, match=r"loss\.masked=true: no image has a mask file"):
-        plan.make(cfg)
+    (problem,) = (each for each in plan.make(cfg)[1] if each.key == "loss.masked")
+    assert problem.fatal and "no image has a mask" in problem.message
+
+
+def test_images_that_a_masked_loss_counts_whole_are_named(settings, photos, tmp_path, sd15_folder):
+    made, _ = plan.make(settings(*lines(tmp_path, photos, f"model.checkpoint={sd15_folder}", "loss.masked=true")))
+    (warning,) = (each for each in made["warnings"] if each["about"] == "loss.masked")
+    assert warning["message"].startswith("3 of 5 images have no mask")
+    assert warning["files"] == [str(photos / f"{number}.png") for number in (2, 3, 4)]
 
 
 @pytest.mark.slow

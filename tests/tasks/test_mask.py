@@ -92,14 +92,14 @@ def test_a_mask_lies_over_the_image_as_it_is_seen(run: Run, tmp_path: Path, orie
 
 
 def test_a_folder_of_masks_has_the_subfolders_of_the_images(run: Run, photos: Path, tmp_path: Path) -> None:
-    run(f"inpaint.folder={tmp_path / 'masks'}")
+    run(f"data.mask_folder={tmp_path / 'masks'}")
     np.testing.assert_array_equal(read(tmp_path / "masks" / "more" / "a.png"), LEFT)
     assert not label(photos).exists()
 
 
 def test_a_mask_is_no_image_to_mask(run: Run, photos: Path) -> None:
     for _ in range(2):
-        rows = run(f"inpaint.folder={photos / 'masks'}", "task.mode=replace")
+        rows = run(f"data.mask_folder={photos / 'masks'}", "task.mode=replace")
     assert [Path(row["image"]).name for row in rows] == ["a.png"]
 
 

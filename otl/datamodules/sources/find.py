@@ -17,7 +17,7 @@ from otl.datamodules.index import Index
 from otl.datamodules.sources import archive, manifest, table
 from otl.datamodules.sources.columns import Kind, chosen
 from otl.datamodules.sources.folder import Store
-from otl.datamodules.sources.items import EXTENSIONS, Found, Item, pictures
+from otl.datamodules.sources.items import EXTENSIONS, Found, Item, masks, pictures
 from otl.datamodules.sources.places import Place, Wanted, located
 from otl.types import Problem
 from otl.wording import counted
@@ -59,7 +59,7 @@ def find(wanted: Wanted, index: Index, limits: Limits) -> Found:
         found = _of_files(wanted, place, archives or tables, index, examine)
     else:
         found = Found(problems=_empty(wanted, place, names))
-    return Found(found.items, _unsupported(wanted, place) + found.problems)
+    return Found(found.items, _unsupported(wanted, place) + found.problems, masks(names))
 
 
 def _of_file(wanted: Wanted, place: Place, name: str, index: Index, examine: Examine) -> Found:

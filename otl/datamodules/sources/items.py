@@ -80,11 +80,17 @@ class Found:
 
     items: list[Item] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    masks: int = 0  # files that are masks of others by their name
 
 
 def pictures(names: Iterable[str]) -> list[str]:
     """Those that are taken for images to train on."""
     return [name for name in names if is_picture(name)]
+
+
+def masks(names: Iterable[str]) -> int:
+    """How many are masks of others by their name."""
+    return sum(PurePosixPath(name.lower()).stem.endswith(LABELS[0]) for name in names if LABELS[0] in name.lower())
 
 
 def is_picture(name: str) -> bool:
