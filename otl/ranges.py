@@ -151,6 +151,8 @@ RANGES = {  # `*` stands for one name
     "callbacks.checkpoint.every_minutes": POSITIVE,
     "callbacks.checkpoint.every_epochs": COUNT,
     "callbacks.checkpoint.wait": Range(0),
+    "callbacks.guard.skips_in_a_row": Range(0),
+    "callbacks.guard.skips": Range(0),
     "callbacks.ema.decay": Range(0, 1, high_excluded=True),
 }
 

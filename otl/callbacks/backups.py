@@ -18,13 +18,12 @@ from typing import Any
 import torch
 
 from otl.callbacks.snapshot import bytes_of
-from otl.formats.files import DiskError, named, size, sweep, whole
+from otl.formats.files import NO_ROOM, DiskError, named, size, sweep, whole
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 INDEX = "index.json"
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 POLL = 5.0  # seconds between looks for room on a full disk
 
 

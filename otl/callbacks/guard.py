@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,18 +14,21 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from otl.callbacks.diagnosis import Finding, of_gradient, of_loss, shown_all
 from otl.config import RunEnded
 from otl.formats.files import listed
+from otl.modules.skipping import StepSkipped
 from otl.types import Batch
+from otl.wording import counted
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
 
 log = logging.getLogger(__name__)
 
-SKIPS = 24  # fp16 steps skipped in a row before the run is given up: the scale has then fallen from 2**16 to 2**-8
+SCALINGS = 24  # fp16 steps in a row for which its scale is lowered before that is given up: from 2**16 to 2**-8
 FINE, GRADIENT, LOSS = range(3)  # what is wrong with a step, the clearer reason last
-WHAT = {GRADIENT: "gradient", LOSS: "loss"}
+WHAT = {GRADIENT: "a gradient", LOSS: "the loss"}
 WHOLE = (SingleDeviceStrategy, DDPStrategy)  # every rank has all gradients, and so their norm
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -34,13 +38,24 @@ class NonFinite(RunEnded):
 
 
 class Guard(Callback):
-    """Looks at every loss and gradient before the optimizer does, which costs one wait for the device each step."""
+    """Looks at every loss and gradient before the optimizer does, which costs one wait for the device each step.
 
-    def __init__(self) -> None:
+    A step with a NaN or an infinity in it is skipped: weights, optimizer and average stay as they are. What fp16's
+    scaler skips while it finds its scale is not counted.
+
+    Args:
+        skips_in_a_row: steps, one after the other, that may be skipped; at one more the run ends.
+        skips: the same of the whole run; 0: the first one ends it.
+    """
+
+    def __init__(self, skips_in_a_row: int = 5, skips: int = 20) -> None:
+        self.skips_in_a_row, self.skips = skips_in_a_row, skips
         self._trained: list[nn.Parameter] = []
         self._losses: list[Tensor] = []  # of the batches since the last optimizer step
         self._batches: list[Batch] = []
-        self._skipped = 0
+        self._skipped = self._in_a_row = 0  # steps
+        self._scalings = 0  # steps in a row that fp16's scaler skipped
+        self._end: str | None = None  # why the run is to end after this step
         self._start: dict[str, int] = {}
         self._start_step = 0
 
@@ -57,7 +72,7 @@ class Guard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: DiffusionModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Raises NonFinite: the loss of a batch or a gradient is NaN or infinite, on whichever rank."""
+        """Raises StepSkipped: the loss of a batch or a gradient is NaN or infinite, on whichever rank."""
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         # One transfer for all of them: each would wait for the device.
         numbers = [total_norm(gradients), *self._losses]
@@ -66,21 +81,66 @@ class Guard(Callback):
         self._losses, seen, self._batches = [], self._batches, []
         trouble = worst(trainer, LOSS if broken else FINE if math.isfinite(norm) else GRADIENT)
         if trouble == FINE:
-            self._skipped = 0
+            self._in_a_row = self._scalings = 0
             pl_module.gradient_norm = norm if isinstance(trainer.strategy, WHOLE) else None
-        elif trouble == GRADIENT and trainer.scaler is not None and self._skipped < SKIPS:
-            self._skipped += 1  # fp16: the scaler skips this step and lowers its scale
-        else:
-            raise NonFinite(message(trouble, trainer, broken if trouble == LOSS else seen))
+            return
+        scaled = trouble == GRADIENT and trainer.scaler is not None
+        if scaled and self._scalings < SCALINGS:
+            self._scalings += 1  # the scaler skips this step and lowers its scale
+            return
+        self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
+        self._tell(trainer, pl_module, trouble, broken if trouble == LOSS else seen, scaled=scaled)
+        raise StepSkipped
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *rest: Any) -> None:
+        """Raises NonFinite: more steps were skipped than may be. The weights are good, and can be saved."""
+        if self._end is not None:
+            raise NonFinite(self._end)
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        """Warn if not one bit of what trains has changed."""
+        """Warn of what was skipped, and if not one bit of what trains has changed."""
+        if self._skipped:
+            log.warning(f"{counted(self._skipped, 'step')} of {trainer.global_step} were skipped, for NaN or infinity")
         if trainer.global_step > self._start_step and fingerprints(pl_module) == self._start:
             log.warning(
                 f"nothing was trained: after {trainer.global_step - self._start_step} steps every weight is as it was "
                 "at the start. Likely causes: optimizer.lr is 0 or far too small for the weights' dtype, the "
-                "schedule's warm-up is longer than the run, or all loss weights are 0"
+                "schedule's warm-up is longer than the run, all loss weights are 0, or every step was skipped"
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self._skipped, "in_a_row": self._in_a_row, "scalings": self._scalings}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+        self._scalings = state_dict["scalings"]
+
+    def _tell(
+        self, trainer: Trainer, module: DiffusionModule, trouble: int, batches: list[Batch], *, scaled: bool
+    ) -> None:
+        """Say what was found, of all ranks, and whether it is enough."""
+        names = [sample.name for sample in trainer.datamodule.samples]
+        own = Finding(shown_all(module, batches, names))
+        if batches and isinstance(trainer.strategy, WHOLE):  # a rank alone has no whole layers elsewhere
+            look = of_loss if trouble == LOSS else partial(of_gradient, scaled=scaled)
+            own = look(module, batches, names)
+        found = "; and ".join(str(finding) for finding in gathered(trainer, own) if finding.images)
+        text = f"step {trainer.global_step + 1}: {WHAT[trouble]} is NaN or infinite, {found}"
+        limits = {"skips_in_a_row": (self._in_a_row, self.skips_in_a_row), "skips": (self._skipped, self.skips)}
+        over = [f"callbacks.guard.{name}={limit}" for name, (count, limit) in limits.items() if count > limit]
+        if over or scaled:
+            why = over[0] if over else "fp16's scale is at its lowest"
+            self._end = f"{text}. The run ends ({why}); its weights are those of the last good step"
+        else:
+            log.warning(f"{text}. The step is skipped: {self._in_a_row} in a row, {self._skipped} in all")
+
+
+def gathered(trainer: Trainer, own: Finding) -> list[Finding]:
+    """What all ranks have found."""
+    ranks = [own] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(ranks, own)
+    return ranks
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:
@@ -95,25 +155,6 @@ def worst(trainer: Trainer, trouble: int) -> int:
         return trouble
     here = torch.tensor(trouble, device=trainer.strategy.root_device)
     return int(trainer.strategy.reduce(here, reduce_op="max"))
-
-
-def message(trouble: int, trainer: Trainer, batches: list[Batch]) -> str:
-    """What happened, on which images of all ranks, and what to try."""
-    ranks: list[list[int]] = [[int(index) for batch in batches for index in batch.index]]
-    if trainer.world_size > 1:
-        ranks = ranks * trainer.world_size
-        torch.distributed.all_gather_object(ranks, ranks[0])
-    indices = [index for rank in ranks for index in rank]
-    if trainer.datamodule is None:
-        images = f"samples {listed([str(index) for index in indices])}"
-    else:
-        images = listed([trainer.datamodule.samples[index].name for index in indices])
-    return (
-        f"step {trainer.global_step + 1}: the {WHAT[trouble]} is NaN or infinite, in a batch with {images}. "
-        "The weights are still good and the last checkpoint is untouched. Try a lower optimizer.lr, "
-        "trainer.gradient_clip_val=1, trainer.precision=bf16-mixed or 32-true, and look at these images and their "
-        "captions"
-    )
 
 
 def require_finite(module: DiffusionModule, step: int) -> None:

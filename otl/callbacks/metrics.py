@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import os
+import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from otl.callbacks.table import Table, Values, rows_until
 from otl.callbacks.timing import Clocked, Steps, due
 from otl.config import SettingsError
-from otl.formats.files import whole
+from otl.formats.files import DiskError
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -55,9 +54,9 @@ class Metrics(Clocked):
         super().__init__()
         self.every = every
         self._steps = Steps()
-        self._file: IO[str] | None = None
-        self._columns: list[str] = []
+        self._table: Table | None = None
         self._rows: list[Row] = []  # not yet written
+        self._held: list[Values] = []  # by the checkpoint, because the disk took them not
         self._last: Row | None = None  # of the last optimizer step, whether it becomes a row or not
         self._last_at: int | None = None  # where the last step's row begins in the file, once written
         self._totals: list[Tensor] = []  # of the batches since the last optimizer step
@@ -77,13 +76,14 @@ class Metrics(Clocked):
         self._steps.start(trainer)
         self._row_step = trainer.global_step
         groups = dict.fromkeys(f"lr_{name}" for name in group_names(trainer.optimizers[0]))
-        self._columns = [*BEFORE, *groups, *AFTER]
         earlier = 0.0
         if trainer.is_global_zero:
             path = pl_module.run_dir / NAME
             rows = rows_until(path, trainer.global_step) if trainer.global_step else []
+            there = {row["step"] for row in rows}
+            rows += [row for row in self._held if row["step"] not in there]
             earlier = float(rows[-1]["seconds"]) if rows else 0.0
-            self._open(path, rows)
+            self._table = Table(path, [*BEFORE, *groups, *AFTER], rows)
         self._loggers, self._log_every, self._log_next = trainer.loggers, trainer.log_every_n_steps, 0
         self._start = time.perf_counter() - earlier
         self._flushed = time.perf_counter()
@@ -107,7 +107,7 @@ class Metrics(Clocked):
     ) -> None:
         self._totals.append(outputs["total"])
         self.clock.batch_trained(outputs["images"] * trainer.world_size)
-        if not self._steps.advanced(trainer) or self._file is None:
+        if not self._steps.advanced(trainer) or self._table is None:
             return
         step = trainer.global_step
         self._last = Row({"step": str(step), "epoch": str(trainer.current_epoch)}, self._totals)
@@ -127,31 +127,31 @@ class Metrics(Clocked):
             return
         self._last.values["val_loss"] = f"{float(trainer.callback_metrics['val_loss']):.9g}"
         if self._last_at is not None:
-            self._file.seek(self._last_at)
-            self._file.truncate()
+            self._table.cut(self._last_at)
             self._rows.append(self._last)
         elif not self._rows or self._rows[-1] is not self._last:
             self._add_row(trainer.global_step)
         self._flush()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
-        """A run that goes on from this checkpoint finds every row up to it."""
-        self._flush()
+        """A run that goes on from this checkpoint finds every row up to it: in the file, or else in the checkpoint."""
+        try:
+            self._flush()
+        except DiskError as error:
+            log.error(f"{error}. Meanwhile checkpoints hold its rows")
+        checkpoint["metrics"] = [row.values for row in self._rows]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
+        self._held = checkpoint.get("metrics", [])
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
-        self._close()
-
-    def _open(self, path: Path, rows: list[dict[str, str]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore", lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-        self._file = path.open("r+", newline="", encoding="utf-8")
-        self._file.seek(0, os.SEEK_END)
+        try:
+            self._close()
+        except DiskError as error:
+            log.error(str(error))
 
     def _add_row(self, step: int) -> None:
         span = self.clock.look()
@@ -165,23 +165,18 @@ class Metrics(Clocked):
         self._rows.append(self._last)
 
     def _flush(self) -> None:
+        """Raises DiskError: the rows could not be written; they are kept."""
         self._flushed = time.perf_counter()
-        if self._file is None or not self._rows:
+        if not self._rows:
             return
-        # One transfer for all rows: each would wait for the device.
-        totals = iter(torch.stack([total for row in self._rows for total in row.totals]).tolist())
-        table = csv.DictWriter(self._file, self._columns, restval="", lineterminator="\n")
-        for row in self._rows:
-            losses, images = map(sum, zip(*[next(totals) for _ in row.totals]))
-            self._last_at = self._file.tell()
-            values = row.values | {"loss": f"{losses / images:.9g}"}
-            table.writerow(values)
-            self._log(values)
-        if self._rows[-1] is not self._last:
-            self._last_at = None
-        self._rows = []
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        finish(self._rows)
+        if self._table is None:
+            return
+        offsets = self._table.append([row.values for row in self._rows])
+        self._last_at = offsets[-1] if self._rows[-1] is self._last else None
+        written, self._rows = self._rows, []
+        for row in written:
+            self._log(row.values)
 
     def _log(self, values: dict[str, str]) -> None:
         """The losses to TensorBoard, or whichever logger there is, and now and then whole rows: it is slow.
@@ -190,29 +185,33 @@ class Metrics(Clocked):
         """
         step = int(values["step"])
         numbers = {name: float(value) for name, value in values.items() if name not in NOT_LOGGED and value}
+        numbers = {name: number for name, number in numbers.items() if math.isfinite(number)}  # not of a skipped step
         if step < self._log_next:
-            numbers = {"loss": numbers["loss"]}
+            numbers = {name: number for name, number in numbers.items() if name == "loss"}
         else:
             self._log_next = step + self._log_every
         for logger in self._loggers:
             logger.log_metrics(numbers, step=step)
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._flush()
-            self._file.close()
-            self._file = None
+        if self._table is not None:
+            table = self._table
+            try:
+                self._flush()
+            finally:
+                self._table = None
+                table.close()
+
+
+def finish(rows: list[Row]) -> None:
+    """Their losses, by one transfer for all: each would wait for the device."""
+    totals = iter(torch.stack([total for row in rows for total in row.totals] or [torch.zeros(2)]).tolist())
+    for row in rows:
+        if row.totals:
+            losses, images = map(sum, zip(*[next(totals) for _ in row.totals]))
+            row.values["loss"], row.totals = f"{losses / images:.9g}", []
 
 
 def group_names(optimizer: torch.optim.Optimizer) -> list[str]:
     """The names of the parameter groups; their numbers where they have none."""
     return [str(group.get("name", k)) for k, group in enumerate(optimizer.param_groups)]
-
-
-def rows_until(path: Path, step: int) -> list[dict[str, str]]:
-    """The rows of an earlier part of the run, up to `step`; a line that was cut off by a crash is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
-    return [row for row in rows if None not in row.values() and int(row["step"]) <= step]

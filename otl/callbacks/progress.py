@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -65,7 +66,8 @@ class Progress(Clocked):
     ) -> None:
         self.clock.batch_trained(outputs["images"] * trainer.world_size)
         loss = outputs["total"][0] / outputs["total"][1]
-        self._loss = loss if self._loss is None else self._loss.lerp(loss, SMOOTHING)
+        before = loss if self._loss is None else self._loss
+        self._loss = torch.where(loss.isfinite(), before.lerp(loss, SMOOTHING), before)
         if not self._steps.advanced(trainer) or not trainer.is_global_zero:
             return
         step, total = trainer.global_step, pl_module.total_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from otl.config import RunEnded, SettingsError
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FAILING = NO_ROOM | {errno.EIO, errno.EROFS}  # what a disk says that is full or breaks
 ASIDE = re.compile(r"\.(.+)\.\d+\.writing")  # a name on the way to another; left over where a process was killed
 
 
@@ -92,8 +95,11 @@ def sweep(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def named(path: Path, numbers: set[int] | None = None) -> Iterator[None]:
     """An error of the disk in here says which file it is about.
+
+    Args:
+        numbers: the system's numbers of errors that are of the disk; None: all are.
 
     Raises:
         DiskError: in the place of an OSError.
@@ -106,6 +112,8 @@ def named(path: Path) -> Iterator[None]:
             raise
         raise DiskError(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
     except OSError as error:
+        if numbers is not None and error.errno not in numbers:
+            raise
         raise DiskError(path, error) from error
 
 

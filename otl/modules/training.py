@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from otl import loss, noise, rng
 from otl.config import SettingsError
 from otl.modules import inpainting, prior, stopping
+from otl.modules.skipping import skippable
 from otl.types import Batch, Cond
 
 VALIDATION_TIMESTEPS = 4  # forward passes for each held-out image, at evenly spaced timesteps
@@ -105,7 +106,7 @@ class Training(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """`total` [2] is the sum of the losses and the number of images, of all ranks."""
-        losses = self.losses(batch, u=rng.uniforms(batch.key.cpu(), "timestep"), stream="noise")
+        losses = self.batch_losses(batch)
         total, images = totalled(losses), len(losses)
         loss = losses.mean()
         if self.trainer.world_size > 1:  # whose batches may differ in size, and DDP takes the mean over ranks
@@ -114,6 +115,14 @@ class Training(LightningModule):
         if self.trainer.accumulate_grad_batches > 1:
             loss = self.shared(loss, images)
         return {"loss": loss, "losses": losses.detach(), "images": len(losses), "total": total}
+
+    def batch_losses(self, batch: Batch) -> Tensor:
+        """[B] weighted loss of each sample, with the noise and the timesteps of its key."""
+        return self.losses(batch, u=rng.uniforms(batch.key.cpu(), "timestep"), stream="noise")
+
+    def batch_timesteps(self, batch: Batch) -> Tensor:
+        """[B] the timesteps that `batch_losses` takes."""
+        return self.noise_schedule.sample(self.timesteps(rng.uniforms(batch.key.cpu(), "timestep")))
 
     accumulated: Tensor | int = 0  # images whose gradients wait for the optimizer step
 
@@ -160,7 +169,8 @@ class Training(LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """The gradients are let go at once: Lightning would keep them through the next forward pass."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with skippable(self.trainer.scaler):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
         self.accumulated = 0
 

@@ -23,7 +23,7 @@ from otl.callbacks.sampling import Sampling
 from otl.callbacks.stops import at_once
 from otl.config import RunEnded, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule, report
-from otl.formats.files import DiskError
+from otl.formats.files import FAILING, DiskError, named
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.quiet import undouble_lightning
@@ -87,7 +87,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     summary(module, data, trainer, batches)
     started = time.monotonic()
     try:
-        with ranks.started(folder):
+        with ranks.started(folder), named(folder, FAILING):
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     except BaseException as error:
         end_ranks(trainer, error)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torch import Tensor, nn
 
 from otl.config import Output, SampleOptions
+from otl.modules.skipping import skippable
 from otl.types import Batch, Size
 
 IMAGES = 10
@@ -63,10 +65,26 @@ def batch_of(index: Tensor) -> Batch:
     return Batch(index, index, [""] * len(index), sides, sides, sides, torch.ones(len(index)), pixels=pixels)
 
 
+class TinyData(LightningDataModule):
+    """The two loaders, and the names of the images."""
+
+    def __init__(self, loader: TinyLoader) -> None:
+        super().__init__()
+        self.loader = loader
+        self.samples = [SimpleNamespace(name=f"{number}.png") for number in range(IMAGES)]
+
+    def train_dataloader(self) -> Any:
+        return self.loader
+
+    def val_dataloader(self) -> Any:
+        return HeldOut()
+
+
 class TinyModule(LightningModule):
     """A linear layer that learns to give back its input, with dropout: it needs torch's global generator."""
 
     inpaints = False
+    part_names = ("net",)
     guidance = 6.0
 
     def __init__(self, run_dir: Path, total_steps: int, *, lr: float = 0.05, poisoned: int | None = None) -> None:
@@ -105,11 +123,27 @@ class TinyModule(LightningModule):
         for name, weight in self.trained_parameters().items():
             weight.copy_(values[name])
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def part(self, name: str) -> nn.Module:
+        return self.net
+
+    def autocast(self) -> Any:
+        return nullcontext()
+
+    def batch_timesteps(self, batch: Batch) -> Tensor:
+        return 100 * batch.key
+
+    def batch_losses(self, batch: Batch) -> Tensor:
         losses = (self.net(self.dropout(batch.pixels)) - batch.pixels).square().mean(1)
-        losses = torch.where(
+        return torch.where(
             batch.index == -1 if self.poisoned is None else batch.index == self.poisoned, torch.nan, losses
         )
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        with skippable(self.trainer.scaler):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        losses = self.batch_losses(batch)
         self.losses.append((self.trainer.global_step, losses.mean().item()))
         total = torch.tensor([losses.sum().item(), len(losses)])
         return {"loss": losses.mean(), "losses": losses.detach(), "images": len(losses), "total": total}
@@ -193,7 +227,7 @@ def run(tmp_path: Path) -> Run:
             log_every_n_steps=log_every,
             limit_val_batches=1.0 if validate else 0,
         )
-        trainer.fit(module, loader or TinyLoader(), HeldOut(), ckpt_path=ckpt, weights_only=True)
+        trainer.fit(module, datamodule=TinyData(loader or TinyLoader()), ckpt_path=ckpt, weights_only=True)
         return module
 
     return fit

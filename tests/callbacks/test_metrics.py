@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from otl.callbacks.checkpoint import Checkpoint
 from otl.callbacks.guard import Guard, NonFinite
 from otl.callbacks.metrics import Metrics
 from otl.callbacks.sampling import Sampling
+from otl.formats.files import DiskError
 
 from .conftest import Run, TinyModule
 
@@ -114,11 +121,62 @@ def test_the_validation_loss_stands_in_the_row_of_its_step(run: Run, tmp_path: P
 
 def test_rows_are_there_after_a_failure(run: Run, tmp_path: Path) -> None:
     with pytest.raises(NonFinite):
-        run(Metrics(), Guard(), steps=9, poisoned=4)
+        run(Metrics(), Guard(skips=0), steps=9, poisoned=int(torch.randperm(10, generator=keyed(0))[5]))
     run(Metrics(), steps=9, folder="whole")
     failed = column(tmp_path / "run", "loss")
-    assert failed == column(tmp_path / "whole", "loss")[: len(failed)]
-    assert len(failed) < 3
+    assert failed == [column(tmp_path / "whole", "loss")[0], "nan"]  # in the second batch
+
+
+def keyed(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """[True]: metrics.csv takes nothing more."""
+    full, fsync = [False], os.fsync
+
+    def check(number: int) -> None:
+        if full[0] and os.readlink(f"/proc/self/fd/{number}").endswith("/metrics.csv"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", check)
+    return full
+
+
+@pytest.mark.parametrize("room_again", [False, True])
+def test_rows_that_a_full_disk_does_not_take_are_in_the_checkpoint(
+    run: Run, tmp_path: Path, full_disk: list[bool], room_again: bool
+) -> None:
+    class Fill(Callback):
+        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+            full_disk[0] = trainer.global_step >= 2 and not (room_again and trainer.global_step >= 5)
+
+    run(Metrics(), Checkpoint(every=None), steps=9, folder="whole")
+    with nullcontext() if room_again else pytest.raises(DiskError, match=r"metrics\.csv cannot be written"):
+        run(Fill(), Metrics(), Checkpoint(every=2, keep=9), steps=6, total=9)
+    full_disk[0] = False
+    assert column(tmp_path / "run", "step") == (["1", "2", "3", "4", "5", "6"] if room_again else ["1", "2"])
+    run(Metrics(), Checkpoint(), steps=9, ckpt=tmp_path / "run/checkpoints/step-00000004.ckpt")
+    for name in ("step", "loss", "lr_unet"):
+        assert column(tmp_path / "run", name) == column(tmp_path / "whole", name)
+
+
+def test_a_full_disk_ends_the_run_with_its_state_saved(
+    run: Run, tmp_path: Path, full_disk: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fill(Callback):
+        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+            full_disk[0] = trainer.global_step >= 3
+
+    monkeypatch.setattr("otl.callbacks.metrics.SECONDS", 0.0)  # rows are written at each step
+    with pytest.raises(DiskError, match=r"metrics\.csv cannot be written: No space left on device"):
+        run(Fill(), Metrics(), Checkpoint(every=None), steps=9)
+    full_disk[0] = False
+    run(Metrics(), Checkpoint(), steps=9, folder="whole")
+    run(Metrics(), Checkpoint(), steps=9, ckpt=tmp_path / "run/checkpoints/step-00000004.ckpt")
+    assert column(tmp_path / "run", "loss") == column(tmp_path / "whole", "loss")
 
 
 def test_sampling_is_no_training_time(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

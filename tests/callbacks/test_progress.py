@@ -74,7 +74,7 @@ def test_track_says_when_it_is_done_without_a_terminal(caplog: pytest.LogCapture
 def test_the_bar_is_gone_after_a_failure(run: Run, terminal: pytest.CaptureFixture[str]) -> None:
     plain = sys.stdout
     with pytest.raises(NonFinite):
-        run(Progress(), Guard(), steps=9, poisoned=4)
+        run(Progress(), Guard(skips=0), steps=9, poisoned=4)
     assert sys.stdout is plain
 
 

@@ -160,9 +160,12 @@ def test_a_nan_on_one_rank_ends_all_and_is_named_once(train, tmp_path):
                 shape = shard.fields[0].shape
                 cache.put(bytes(key.tolist()).hex(), {"latents": torch.full(shape, torch.nan)}, shard.origin)
     cache.flush()
-    done = train("data.batch_size=1", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}")
+    done = train(
+        "data.batch_size=1", "trainer.devices=2", "callbacks.guard.skips=0", f"hydra.run.dir={tmp_path / 'run'}"
+    )
     assert done.code == 1
-    assert done.err.count("the loss is NaN or infinite, in a batch with ") == 1
+    assert done.err.count("the loss is NaN or infinite, in ") == 1
+    assert done.err.count("made by the latents that came from the data") == 2  # one for each rank
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["outcome"] == "NonFinite"
     assert not (tmp_path / "run" / "final.safetensors").exists()
 
