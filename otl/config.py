@@ -314,6 +314,8 @@ class Data:
     no_upscale: bool = False  # no image is enlarged: it goes to a smaller bucket, or is left out where there is none
     min_side: Optional[int] = None  # pixels: images with a shorter side are left out
     max_aspect: Optional[float] = None  # long side / short side: images above it are left out
+    warn_crop: float = 0.15  # share of an image's area, 0..1: the plan warns of what loses more to the crop
+    warn_upscale: float = 1.5  # factor: the plan warns of what is enlarged more
     partial_batches: PartialBatches = PartialBatches.keep  # keep, pad or drop
     augment: Augment = field(default_factory=Augment)
     image_variations: int = 1  # variations of each image in the cache, where something is random; all come by turns

@@ -61,6 +61,9 @@ def _of_buckets(data: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(f"data.{name}", f"{show(data[name])} would have no effect: {other}")
     if data.get("bucket_sizes") and data.get("buckets") is False:
         yield Problem("data.buckets", "false and data.bucket_sizes: leave one of them out; one size is a list of one")
+    if data.get("no_upscale") and data.get("warn_upscale") not in (None, Data.warn_upscale):
+        message = f"{show(data['warn_upscale'])} would have no effect: data.no_upscale=true, so that none is enlarged"
+        yield Problem("data.warn_upscale", message)
     low, high = data.get("min_bucket_side"), data.get("max_bucket_side")
     if isinstance(low, int) and isinstance(high, int) and low > high:
         yield Problem("data.min_bucket_side", f"{low} is above data.max_bucket_side={high}")

@@ -61,6 +61,8 @@ RANGES = {  # `*` stands for one name
     "data.max_bucket_side": Range(64),
     "data.min_side": COUNT,
     "data.max_aspect": Range(1),
+    "data.warn_crop": SHARE,
+    "data.warn_upscale": COUNT,
     "data.batch_size": COUNT,
     "data.encode_batch_size": COUNT,
     "data.workers": Range(0),

@@ -68,6 +68,9 @@ def test_a_concept_that_makes_no_sense_is_refused(settings, lines, key, message)
         (["max_bucket_side=32"], "max_bucket_side", "at least 64"),
         (["min_side=0"], "min_side", "at least 1"),
         (["max_aspect=0.5"], "max_aspect", "at least 1"),
+        (["warn_crop=15"], "warn_crop", "at most 1"),
+        (["warn_upscale=0.5"], "warn_upscale", "at least 1"),
+        (["warn_upscale=2", "no_upscale=true"], "warn_upscale", "2.0 would have no effect: data.no_upscale=true"),
     ],
 )
 def test_buckets_that_make_no_sense_are_refused(settings, lines, key, message):

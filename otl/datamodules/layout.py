@@ -82,19 +82,21 @@ def layout(images: Sequence[Sample], data: Data | DictConfig, *, resolution: int
     """
     sizes = np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2)
     fit, problems = _within_limits(images, sizes, data)
-    found = [np.zeros((0, 3), dtype=np.int64)]
-    among = shapes.by_concept(data, resolution, step)
-    for each, asked in _by_resolution(images, fit, data, among, seed).items():
-        found.append(_descended(sizes, np.array(asked), shapes.ladder(data, each, step), enlarge=not data.no_upscale))
-    entries = np.unique(np.concatenate(found), axis=0)  # number of the image, height, width
-    problems += _unplaced(images, np.setdiff1d(fit, entries[:, 0]), data)
-    used = geometry.ordered(Size(h, w) for h, w in np.unique(entries[:, 1:], axis=0).tolist())
-    numbers = {size: number for number, size in enumerate(used)}
+    asked = _by_resolution(images, fit, data, shapes.by_concept(data, resolution, step), seed)
+    ladders = {each: shapes.ladder(data, each, step) for each in asked}
+    buckets = geometry.ordered(size for rungs in ladders.values() for rung in rungs for size in rung)
+    found = [
+        _descended(sizes, np.array(numbers), ladders[each], buckets, enlarge=not data.no_upscale)
+        for each, numbers in asked.items()
+    ]
+    chosen, bucket = np.divmod(np.unique(np.concatenate([np.zeros(0, np.int64), *found])), max(1, len(buckets)))
+    problems += _unplaced(images, np.setdiff1d(fit, chosen))
+    used, numbers = np.unique(bucket, return_inverse=True)
     return Layout(
-        [images[number] for number in entries[:, 0]],
-        entries[:, 0].astype(np.int32),
-        used,
-        np.array([numbers[h, w] for h, w in entries[:, 1:].tolist()], dtype=np.int32),  # type: ignore[index]
+        [images[number] for number in chosen],
+        chosen.astype(np.int32),
+        [buckets[number] for number in used],
+        numbers.astype(np.int32),
         problems,
     )
 
@@ -117,18 +119,21 @@ def _by_resolution(
     return found
 
 
-def _descended(sizes: Ints, asked: Ints, rungs: list[list[Size]], *, enlarge: bool) -> Ints:
-    """[found, 3] number of an image, height and width of its bucket: on the first rung that has one for it.
+def _descended(sizes: Ints, asked: Ints, rungs: list[list[Size]], buckets: list[Size], *, enlarge: bool) -> Ints:
+    """Pairs of an image and its bucket, on the first rung that has one for it, as image * len(buckets) + bucket.
 
     Args:
         sizes: [images, 2].
         asked: numbers of the images to be placed.
+        rungs: buckets of smaller and smaller resolutions.
+        buckets: all that there are.
     """
-    found = [np.zeros((0, 3), dtype=np.int64)]
+    found = [np.zeros(0, dtype=np.int64)]
     for rung in rungs:
         chosen = geometry.assigned(sizes[asked], rung, enlarge=enlarge)
         placed = chosen >= 0
-        found.append(np.column_stack([asked[placed], np.array(rung)[chosen[placed]]]))
+        numbers = np.array([buckets.index(size) for size in rung])
+        found.append(asked[placed] * len(buckets) + numbers[chosen[placed]])
         asked = asked[~placed]
     return np.concatenate(found)
 
@@ -151,7 +156,7 @@ def _within_limits(images: Sequence[Sample], sizes: Ints, data: Data | DictConfi
     return np.flatnonzero(~small & ~thin), problems
 
 
-def _unplaced(images: Sequence[Sample], numbers: Ints, data: Data | DictConfig) -> list[Problem]:
+def _unplaced(images: Sequence[Sample], numbers: Ints) -> list[Problem]:
     """What is said of images that every bucket would enlarge."""
     files = [(images[n], f"{images[n].size} (height x width) is smaller than every bucket") for n in numbers]
     return _left_out("data.no_upscale", "fewer pixels than every bucket", files)

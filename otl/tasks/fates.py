@@ -21,9 +21,6 @@ from otl.tasks.run import total_steps
 from otl.tasks.texts import Called
 from otl.types import Problem, Sample
 
-HARD_CROP = 0.15  # share of an image's area; what loses more is warned of
-UPSCALE = 1.5  # what is enlarged more is warned of
-
 Row = dict[str, Any]
 """One image as plan.json has it."""
 
@@ -40,10 +37,12 @@ def of_images(
     """
     stream = rounds(train, data, settings.seed)
     epoch = stream.epoch(0)
-    rows = [row | called.row(sample) for row, sample in zip(rows_of(train, stream, data), train.samples)]
+    times = np.bincount(epoch.indices, minlength=len(train.samples))
+    rows = [row | called.row(sample) for row, sample in zip(rows_of(train, stream, times, data), train.samples)]
     rows += left_out_rows(problems)
+    apart = [row_of(sample, place) | called.row(sample) for sample, place in zip(held_out.samples, held_out.places)]
     total = len(np.unique(train.images)) + sum(len(problem.left_out) for problem in problems)
-    shown = np.unique(train.images[epoch.indices])
+    shown = np.unique(train.images[times > 0])
     waiting = len(np.setdiff1d(train.images[_partly(stream)], shown))
     processes = ranks.count(settings.trainer)
     share = math.ceil(stream.length / processes)  # of a rank: they take the batches in turns
@@ -60,36 +59,41 @@ def of_images(
         "steps_per_epoch": steps_per_epoch(share, settings.trainer.accumulate_grad_batches),
         "total_steps": total_steps(settings.trainer, share) if stream.length else 0,
         "captions": called.summary(held_out.samples),
+        "warnings": [*map(warning, problems), *warnings(rows, apart, train, data)],
         "images": rows,
-        "warnings": warnings(rows, train, problems, data),
+        "validation": apart,
     }
 
 
-def rows_of(placed: Layout, stream: Rounds, data: Data) -> list[Row]:
-    """One row for each image that has a place."""
+def rows_of(placed: Layout, stream: Rounds, times: Ints, data: Data) -> list[Row]:
+    """One row for each image and resolution.
+
+    Args:
+        times: how often each is seen in the first epoch.
+    """
     repeats = np.zeros(len(placed.samples))
     for group in stream.groups:
-        repeats[group.members] = float(group.share)
+        repeats[group.members] = round(float(group.share), 4)
     draws = stream.draws(np.arange(SURVEYED))
     fates = {bucket: fate(draws[:, number], data) for number, bucket in enumerate(placed.buckets)}
-    return [
-        row(sample, place, round(often, 4), *fates[place.bucket])
-        for sample, place, often in zip(placed.samples, placed.places, repeats.tolist())
-    ]
+    rows = []
+    for sample, place, often, seen in zip(placed.samples, placed.places, repeats.tolist(), times.tolist()):
+        dropped, reason = fates[place.bucket]
+        rows.append(row_of(sample, place) | {"repeats": often, "seen": seen, "dropped": dropped, "reason": reason})
+    return rows
 
 
-def row(sample: Sample, place: Place, repeats: float, dropped: bool, reason: str | None) -> Row:
+def row_of(sample: Sample, place: Place) -> Row:
+    """What is the same for every image, held out or not."""
     return {
         "path": str(sample.path),
+        "concept": sample.concept,
         "size": list(sample.size),
         "bucket": list(place.bucket),
         "scale": round(place.scale, 4),
         "cropped": round(place.cropped_fraction, 4),
-        "repeats": repeats,
         "mask": None if sample.mask is None else str(sample.mask),
         "caption_missing": sample.caption_missing,
-        "dropped": dropped,
-        "reason": reason,
     }
 
 
@@ -121,12 +125,10 @@ def _partly(stream: Rounds) -> Ints:
 
 def left_out_rows(problems: list[Problem]) -> list[Row]:
     """The files that are not trained on, such as those that cannot be read."""
-    return [
-        {"path": path, "size": None, "bucket": None, "scale": None, "cropped": None, "repeats": 0,
-         "mask": None, "caption_missing": False, "caption": None, "texts": 0, "dropped": True, "reason": reason}
-        for problem in problems
-        for path, reason in problem.left_out
-    ]  # fmt: skip
+    unknown = dict.fromkeys(("concept", "size", "bucket", "scale", "cropped", "mask", "caption"))
+    fate = {"caption_missing": False, "texts": 0, "repeats": 0, "seen": 0, "dropped": True}
+    left_out = [pair for problem in problems for pair in problem.left_out]
+    return [{"path": path} | unknown | fate | {"reason": reason} for path, reason in left_out]
 
 
 def concept_rows(stream: Rounds, placed: Layout, data: Data) -> list[Row]:
@@ -164,24 +166,48 @@ def warning(problem: Problem) -> Row:
     return {"about": problem.key, "message": problem.message, "files": problem.details}
 
 
-def warnings(rows: list[Row], placed: Layout, problems: list[Problem], data: Data) -> list[Row]:
-    """What is worth a look, the files of each by severity."""
-    found = [warning(problem) for problem in problems]
-    cut = sorted((r for r in rows if (r["cropped"] or 0) > HARD_CROP), key=lambda r: -r["cropped"])
-    if cut:
-        files = [f"{r['path']}: {r['cropped']:.0%} cut off" for r in cut]
-        message = f"{len(cut)} images lose more than {HARD_CROP:.0%} of their area to the crop"
-        found.append({"about": "hard crops", "message": message, "files": files})
-    small = sorted((r for r in rows if (r["scale"] or 0) > UPSCALE), key=lambda r: -r["scale"])
-    if small:
-        files = [f"{r['path']}: x{r['scale']:.2f}" for r in small]
-        message = f"{len(small)} images are enlarged more than {UPSCALE} times: they will be blurred"
-        found.append({"about": "upscales", "message": message, "files": files})
+def warnings(rows: list[Row], held_out: list[Row], placed: Layout, data: Data) -> list[Row]:
+    """What is worth a look, the gravest first, and so are the files of each."""
+    gone = [each for each in rows if each["dropped"] and each["bucket"]]  # the others are in problems
+    shown = [each for each in rows if each["bucket"] and not each["dropped"]] + held_out
+    cut = _worst(shown, "cropped", data.warn_crop)
+    enlarged = _worst(shown, "scale", data.warn_upscale)
+    again = _worst([each for each in rows if not each["dropped"]], "seen", 1)
     few = [bucket for bucket, members in placed.buckets.items() if len(members) < data.batch_size]
-    if few:
-        message = f"{len(few)} of {len(placed.buckets)} buckets have fewer images than a batch of {data.batch_size}"
-        found.append({"about": "small buckets", "message": message, "files": [str(bucket) for bucket in few]})
-    gone = [f"{r['path']}: {r['reason']}" for r in rows if r["dropped"]]
-    if gone:
-        found.append({"about": "dropped", "message": f"{len(gone)} images are never trained on", "files": gone})
-    return found
+    found = {
+        "dropped": ("{} never trained on", [f"{each['path']}: {each['reason']}" for each in gone]),
+        "hard crops": (
+            f"{{}} cut by more than {data.warn_crop:.0%} of the area (data.warn_crop)",
+            [f"{each['path']}: {each['cropped']:.0%} cut off, for {_bucket(each)}" for each in cut],
+        ),
+        "upscales": (
+            f"{{}} enlarged more than {data.warn_upscale:g} times (data.warn_upscale), and blurred by it",
+            [f"{each['path']}: x{each['scale']:.2f}, for {_bucket(each)}" for each in enlarged],
+        ),
+        "repeated": (
+            "{} seen more than once in the first epoch",
+            [f"{each['path']}: {each['seen']} times" for each in again],
+        ),
+        "small buckets": (
+            f"{len(few)} of {len(placed.sizes)} buckets have fewer images than a batch of {data.batch_size}",
+            [f"{bucket}: {len(placed.buckets[bucket])} of {data.batch_size}" for bucket in few],
+        ),
+    }
+    return [
+        {"about": about, "message": message.format(_images(files)), "files": files}
+        for about, (message, files) in found.items()
+        if files
+    ]
+
+
+def _worst(rows: list[Row], what: str, limit: float) -> list[Row]:
+    """Those above the limit, the largest first."""
+    return sorted((each for each in rows if each[what] > limit), key=lambda each: -each[what])
+
+
+def _bucket(row: Row) -> str:
+    return "x".join(map(str, row["bucket"]))
+
+
+def _images(files: list[str]) -> str:
+    return "1 image is" if len(files) == 1 else f"{len(files)} images are"

@@ -123,6 +123,66 @@ def test_a_dataset_of_which_nothing_is_left_is_refused(settings, sd15_folder, ph
     assert (got["images_used"], got["images_dropped"], got["total_steps"]) == (0, 10, 0)
 
 
+def files(got, about):
+    """Of a warning: name of each file and what is said of it."""
+    found = [warning["files"] for warning in got["warnings"] if warning["about"] == about]
+    return [tuple(file.split("/")[-1].split(": ", 1)) for file in found[0]] if found else []
+
+
+@pytest.fixture
+def awkward(tmp_path):
+    """A panorama, a tower, two small ones and a good one."""
+    folder = tmp_path / "awkward"
+    folder.mkdir()
+    for name, size in {
+        "pan": (640, 80),
+        "tower": (80, 360),
+        "tiny": (16, 16),
+        "small": (32, 32),
+        "good": (64, 64),
+    }.items():
+        Image.new("RGB", size, (len(name) * 20, 0, 0)).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text("a picture")
+    return folder
+
+
+def test_warnings_name_the_worst_images_first(settings, sd15_folder, awkward):
+    """The longest bucket is 4:1: half of 8:1 is cut off, and a ninth of 4.5:1."""
+    got = made(settings, sd15_folder, awkward, "data.warn_crop=0.1")
+    assert files(got, "hard crops") == [
+        ("pan.png", "50% cut off, for 32x128"),
+        ("tower.png", "11% cut off, for 128x32"),
+    ]
+    assert files(got, "upscales") == [("tiny.png", "x4.00, for 64x64"), ("small.png", "x2.00, for 64x64")]
+    abouts = [warning["about"] for warning in got["warnings"]]
+    assert abouts.index("hard crops") < abouts.index("upscales") < abouts.index("small buckets")
+    got = made(settings, sd15_folder, awkward, "data.warn_upscale=3")
+    assert [name for name, _ in files(got, "hard crops")] == ["pan.png"]
+    assert [name for name, _ in files(got, "upscales")] == ["tiny.png"]
+
+
+def test_held_out_images_have_rows_and_warnings_of_their_own(settings, sd15_folder, photos, awkward):
+    held = [f"data.concepts.held.path={awkward}", "data.concepts.held.type=validation"]
+    got = made(settings, sd15_folder, photos, *held)
+    assert [row["path"].split("/")[-1] for row in got["validation"]] == [
+        "good.png",
+        "pan.png",
+        "small.png",
+        "tiny.png",
+        "tower.png",
+    ]
+    assert got["images_validation"] == 5 and len(got["images"]) == 10
+    assert [name for name, _ in files(got, "hard crops")] == ["pan.png"]
+
+
+def test_what_is_seen_again_is_named_by_how_often(settings, sd15_folder, photos, awkward):
+    more = [f"data.concepts.more.path={awkward}", "data.concepts.more.repeats=3"]
+    again = files(made(settings, sd15_folder, photos, *more), "repeated")
+    assert again == [(f"{name}.png", "3 times") for name in ("good", "pan", "small", "tiny", "tower")]
+    padded = files(made(settings, sd15_folder, photos, "data.partial_batches=pad"), "repeated")
+    assert len(padded) == 3 and {often for _, often in padded} == {"2 times"}  # buckets of five, three and one by two
+
+
 def test_epochs_become_steps_with_accumulation(settings, sd15_folder, photos):
     got = made(settings, sd15_folder, photos, "trainer.max_epochs=10", "trainer.accumulate_grad_batches=4")
     assert (got["steps_per_epoch"], got["total_steps"]) == (2, 20)
