@@ -12,10 +12,16 @@ from typing import Any
 
 from otl.config import CaptionOptions, Concept, ConceptType, Data, Problem
 from otl.signatures import Unknown
+from otl.urls import is_url
 from otl.wording import show
 
 SMALLEST_SIDE = 64  # pixels, of a bucket
-OF_TRAINING = ("repeats", "samples", "loss_weight")  # fields of a concept that its validation images have no use for
+OF_TRAINING = (
+    "repeats",
+    "samples",
+    "loss_weight",
+    "validation_share",
+)  # fields of a concept that its validation images have no use for
 
 
 def of_data(data: dict[str, Any]) -> Iterator[Problem]:
@@ -77,6 +83,9 @@ def _of_concept(key: str, concept: dict[str, Any]) -> Iterator[Problem]:
     elif concept.get("samples") is not None and _changed(concept, "repeats"):
         message = f"{show(concept['samples'])} and {key}.repeats={show(concept['repeats'])}: leave one of them out"
         yield Problem(f"{key}.samples", message)
+    if concept.get("generate") and isinstance(concept.get("path"), str) and is_url(concept["path"]):
+        message = f"{concept['generate']} images cannot be drawn into {concept['path']}: give a folder on a disk"
+        yield Problem(f"{key}.generate", message)
 
 
 def _changed(concept: dict[str, Any], name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from otl.augmentation import without_effect
 from otl.config import ARCHIVES, MANIFESTS, TABLES, Inpaint, Loss, NoiseOptions, Problem
 from otl.signatures import Unknown
+from otl.urls import hub_hint, is_url, unreadable
 from otl.wording import as_number, meant, show
 
 DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", "caption", "mask", "rank")}
@@ -339,7 +340,7 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
             f"{show(data.get('path')) or 'nothing'} is given, but this task reads images: give their folder, {ways}",
         )
     for key, path in places.items():
-        if isinstance(path, str) and path and "://" not in path and not re.search(r"[*?]", path):
+        if isinstance(path, str) and path:
             yield from _check_source(key, path)
     for key, group in {"data": data, **{f"data.concepts.{name}": each for name, each in concepts.items()}}.items():
         if isinstance(group.get("mask_folder"), str) and task != "otl.tasks.mask.mask":  # which makes it
@@ -364,11 +365,16 @@ def _check_manifest(manifest: Any, *, repeats: bool) -> Iterator[Problem]:
 
 
 def _check_source(key: str, text: str) -> list[Problem]:
-    """A folder of images, or a file that lists or holds some."""
+    """A folder of images, a file that lists or holds some, or the URL of one."""
+    if is_url(text):
+        reason = unreadable(text)
+        return [Problem(key, f"{text}: {reason}")] if reason else []
+    if re.search(r"[*?]", text):
+        return []
     accepted = (*ARCHIVES, *TABLES, *MANIFESTS)
     path = Path(text).expanduser()
     if not path.is_file():
-        return _check_folder(key, text)
+        return [replace(problem, message=problem.message + hub_hint(text)) for problem in _check_folder(key, text)]
     if path.suffix.lower() in accepted:
         return []
     return [Problem(key, f"{text} is a file: give the folder it is in, or a file of images: {', '.join(accepted)}")]

@@ -38,6 +38,13 @@ def test_what_makes_sense_is_accepted(settings, lines):
         (["type=validation", "repeats=2"], "repeats", "2.0 would have no effect: data.concepts.cat.type=validation"),
         (["type=validation", "samples=9"], "samples", "9 would have no effect"),
         (["type=validation", "loss_weight=0.5"], "loss_weight", "0.5 would have no effect"),
+        (["type=validation", "validation_share=0.5"], "validation_share", "0.5 would have no effect"),
+        (["validation_share=1"], "validation_share", "below 1"),
+        (
+            ["path=s3://a/b", "generate=3"],
+            "generate",
+            "3 images cannot be drawn into s3://a/b: give a folder on a disk",
+        ),
         (["repeats=0"], "repeats", "above 0"),
         (["repeats=-1.5"], "repeats", "above 0"),
         (["samples=0"], "samples", "at least 1"),
@@ -67,6 +74,7 @@ def test_a_concept_that_makes_no_sense_is_refused(settings, lines, key, message)
         (["min_bucket_side=768", "max_bucket_side=512"], "min_bucket_side", "768 is above data.max_bucket_side=512"),
         (["max_bucket_side=32"], "max_bucket_side", "at least 64"),
         (["min_side=0"], "min_side", "at least 1"),
+        (["max_megapixels=0"], "max_megapixels", "above 0"),
         (["max_aspect=0.5"], "max_aspect", "at least 1"),
         (["warn_crop=15"], "warn_crop", "at most 1"),
         (["warn_upscale=0.5"], "warn_upscale", "at least 1"),
@@ -87,3 +95,33 @@ def test_a_concepts_resolution_is_refused_where_buckets_are_given(settings):
 def test_a_concept_is_not_named_as_the_images_of_the_path(settings):
     assert found(settings, "data.concepts.data.path=.") == {}
     assert list(found(settings, "data.concepts.data.path=.", "data.path=.")) == ["data.concepts.data"]
+
+
+@pytest.mark.parametrize(
+    "path", ["photos", "a.tar", "t.parquet", "m.jsonl", "*.zip", "s3://photos/x", "hf://datasets/a/b"]
+)
+def test_images_come_from_folders_files_and_urls(settings, tmp_path, path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.tar", "t.parquet", "m.jsonl"):
+        (tmp_path / name).touch()
+    assert found(settings, f"data.path={path if '://' in path else tmp_path / path}") == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a.png", "is a file: give the folder it is in, or a file of images: .tar"),
+        ("user/name", "does not exist (looked for "),
+        ("user/name", "give hf://datasets/user/name"),
+        ("s33://a", "s33:// is no protocol that fsspec knows; did you mean s3?"),
+        ("gs://a", "gs:// needs gcsfs, which is not installed; pip install gcsfs"),
+    ],
+)
+def test_what_cannot_be_a_source_is_refused(settings, tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert message in found(settings, f"data.path={path}")["data.path"]
+
+
+def test_a_concept_that_is_not_enabled_is_not_looked_for(settings):
+    assert found(settings, "data.path=.", "data.concepts.cat.path=no/where", "data.concepts.cat.enabled=false") == {}

@@ -14,16 +14,10 @@ from urllib.parse import unquote, urlsplit
 
 from otl.config import SettingsError
 from otl.types import File
+from otl.urls import is_url, unreadable
 
 ATTEMPTS = 5  # of a request, before a run ends for it
 PATIENCE = 0.5  # seconds before the second attempt, doubled before each further one
-PACKAGES = {  # what fsspec needs for a protocol that OTL does not bring
-    "s3": "pip install 'otl[data]'",
-    "gs": "pip install gcsfs",
-    "gcs": "pip install gcsfs",
-    "az": "pip install adlfs",
-    "abfs": "pip install adlfs",
-}
 
 
 class Named:
@@ -147,6 +141,15 @@ def content_hash(file: File) -> str:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def named(text: str, by: Path | Remote) -> Path | Remote:
+    """The file that a table or manifest means by a path or URL; relative ones begin at its own folder."""
+    if is_url(text):
+        return Remote(text)
+    if isinstance(by, Path):
+        return by.parent / text
+    return Remote(f"{by.url.rpartition('/')[0]}/{text}")
+
+
 def read_range(file: Path | Remote, start: int, count: int) -> bytes:
     """`count` bytes from `start` on, or as many as there are."""
     with file.open("rb") as opened:
@@ -177,16 +180,10 @@ def file_system(url: str) -> tuple[Any, str]:
     """
     import fsspec
 
-    protocol = url.partition("://")[0]
     try:
         return fsspec.url_to_fs(url)
-    except ImportError as error:
-        raise SettingsError(
-            f"{url}: {protocol}:// needs a package that is not installed ({error}); "
-            f"{PACKAGES.get(protocol, 'install it')}"
-        ) from error
-    except ValueError as error:
-        raise SettingsError(f"{url}: {protocol}:// is no protocol that fsspec knows ({error})") from error
+    except (ImportError, ValueError) as error:
+        raise SettingsError(f"{url}: {unreadable(url) or error}") from error
 
 
 def fetched(url: str, start: int | None = None, end: int | None = None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,9 @@ from otl.datamodules.sources.folder import on_disk
 from otl.datamodules.sources.items import Item, pictures
 from otl.datamodules.sources.places import Wanted
 from otl.types import Problem, Sample, Size
+from otl.urls import is_url
+
+log = logging.getLogger(__name__)
 
 THREADS = 16  # headers wait for the disk or the network, not for the processor
 NOTHING = "no images are given; set data.path=FOLDER or data.concepts.NAME.path=FOLDER"
@@ -56,7 +60,7 @@ class Source:
     @property
     def folder(self) -> Path | None:
         """Where it would be on a disk."""
-        return None if self.path is None or "://" in self.path else Path(self.path).expanduser()
+        return None if self.path is None or is_url(self.path) else Path(self.path).expanduser()
 
 
 @dataclass(slots=True)
@@ -154,6 +158,8 @@ def _scan_source(source: Source, data: Data | DictConfig, inpaint: Inpaint | Non
         return Scanned(problems=[Problem(source.key, f"no images are given; set {source.key}=FOLDER")])
     limits = Limits(data.max_megapixels, data.verify_images)
     index = Index(Path(data.cache_dir).expanduser(), source.path, astuple(limits))
+    if is_url(source.path) and not index.path.exists():
+        log.info(f"{source.key}: looking through {source.path}; later starts take what was found from {index.path}")
     without = [] if inpaint is None or source.masks.folder is None else [source.masks.folder]
     wanted = Wanted(source.path, source.key, source.recursive, source.columns, without, bool(source.generate))
     try:

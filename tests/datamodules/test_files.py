@@ -1,13 +1,14 @@
 import io
 import pickle
 import zlib
+from pathlib import Path
 
 import fsspec
 import pytest
 
 from otl.config import SettingsError
 from otl.datamodules import files
-from otl.datamodules.files import Part, Remote, content_hash
+from otl.datamodules.files import Part, Remote, content_hash, named
 
 CONTENT = bytes(range(256)) * 10
 
@@ -101,6 +102,19 @@ def test_another_archive_of_the_same_name_has_other_parts(tmp_path):
     assert content_hash(Part(path, "b.jpg", 0, 1)) != before
 
 
+@pytest.mark.parametrize(
+    ("text", "by", "found"),
+    [
+        ("a/b.png", Path("lists/m.csv"), Path("lists/a/b.png")),
+        ("/a.png", Path("lists/m.csv"), Path("/a.png")),
+        ("s3://x/a.png", Path("lists/m.csv"), Remote("s3://x/a.png")),
+        ("a/b.png", Remote("s3://x/lists/m.csv"), Remote("s3://x/lists/a/b.png")),
+    ],
+)
+def test_what_a_table_lists_is_relative_to_its_folder(text, by, found):
+    assert named(text, by) == found
+
+
 def test_a_request_is_repeated_before_it_ends_a_run(monkeypatch):
     monkeypatch.setattr(files, "PATIENCE", 0)
     tries = []
@@ -130,7 +144,9 @@ def test_what_is_not_there_or_not_allowed_is_asked_for_once():
     assert len(tries) == 2
 
 
-@pytest.mark.parametrize(("url", "words"), [("gs://a/b", "pip install gcsfs"), ("nonsense://a", "no protocol")])
+@pytest.mark.parametrize(
+    ("url", "words"), [("gs://a/b", "gs:// needs gcsfs, which is not installed; pip"), ("nonsense://a", "no protocol")]
+)
 def test_what_a_protocol_needs_is_said(url, words):
     with pytest.raises(SettingsError, match=words):
         files.file_system(url)

@@ -75,7 +75,7 @@ def _of_file(wanted: Wanted, place: Place, name: str, index: Index, examine: Exa
 
 def _of_files(wanted: Wanted, place: Place, names: Sequence[str], index: Index, examine: Examine) -> Found:
     """The images of several archives or tables."""
-    _one_split(place, names, "*train*")
+    _one_split(place, names)
     with ThreadPoolExecutor(THREADS) as pool:
         each = list(pool.map(lambda name: _of_file(wanted, place, name, index, examine), names))
     return Found([item for one in each for item in one.items], [problem for one in each for problem in one.problems])
@@ -102,7 +102,7 @@ def _of_folder(wanted: Wanted, place: Place, images: Sequence[str], index: Index
     store = None if place.on_disk else Store(place.files, index)  # type: ignore[arg-type]
     items = {name: Item(place.files[name], name, store) for name in images}
     metadata = [name for name in place.files if _last(name) in METADATA]
-    _one_split(place, metadata, "train")
+    _one_split(place, metadata)
     extra = []
     for name in metadata:
         for listed in _metadata(wanted, place, name):
@@ -126,12 +126,18 @@ def _metadata(wanted: Wanted, place: Place, name: str) -> list[Item]:
     return items
 
 
-def _one_split(place: Place, names: Sequence[str], example: str) -> None:
+def _one_split(place: Place, names: Sequence[str]) -> None:
     """Refuse what would train on the images that a dataset holds back for tests."""
-    splits = {found[1].casefold() for name in names if (found := SPLIT.search(name))}
-    if len(splits) > 1:
-        listed = ", ".join(sorted(splits))
-        raise SettingsError(f"{place.where} holds several splits ({listed}): give one, such as {place.where}/{example}")
+    found = {match[1].casefold(): match for name in names if (match := SPLIT.search(name))}
+    if len(found) < 2:
+        return
+    match = found.get("train") or next(iter(found.values()))
+    folder, name = place.where.rstrip("/"), match.string
+    rest = "" if name[match.end(1)] == "/" else f"*{PurePosixPath(name).suffix}"
+    listed = ", ".join(sorted(found))
+    raise SettingsError(
+        f"{place.where} holds several splits ({listed}): give one, such as {folder}/{name[: match.end(1)]}{rest}"
+    )
 
 
 def _refuse_useless(wanted: Wanted, place: Place, *, tabular: bool) -> None:

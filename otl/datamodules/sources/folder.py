@@ -63,11 +63,12 @@ def in_store(url: str, *, recursive: bool) -> dict[str, Remote]:
         return dict(zip(kept, pool.map(lambda name: remote(fs, names[name]), kept)))
 
 
-def matching(url: str) -> dict[str, Remote]:
-    """The files that match a URL with * or ? in it, by their names."""
+def matching(url: str, root: str) -> dict[str, Remote]:
+    """The files that match a URL with * or ? in it, by their names below its root."""
     fs, path = file_system(url)
     listed = patiently(url, lambda: fs.glob(path, detail=True))
-    names = {each.rpartition("/")[2]: info for each, info in listed.items() if info["type"] == "file"}
+    start = fs._strip_protocol(root)
+    names = {_inside(each, start): info for each, info in listed.items() if info["type"] == "file"}
     return {name: remote(fs, names[name]) for name in in_order(names)}
 
 

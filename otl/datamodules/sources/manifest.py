@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from otl.config import SettingsError
-from otl.datamodules.files import Remote
+from otl.datamodules.files import Remote, named
 from otl.datamodules.sources import table
 from otl.datamodules.sources.columns import Columns, Kind
 from otl.datamodules.sources.items import Item
-from otl.types import File
 
 LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
 LOOKED_AT = 1000  # rows that say which columns there are
@@ -51,22 +50,13 @@ def rows(file: Path | Remote, columns: Columns) -> Iterable[Mapping[str, Any]]:
     return _rows(file) if file.suffix.lower() in LINES else table.values(file, columns)
 
 
-def resolved(text: str, beside: Path | Remote) -> File:
-    """The file that a manifest means by a path or URL."""
-    if "://" in text:
-        return Remote(text)
-    if isinstance(beside, Path):
-        return beside.parent / text
-    return Remote(f"{beside.url.rpartition('/')[0]}/{text}")
-
-
 def _item(number: int, row: Mapping[str, Any], columns: Columns, manifest: Path | Remote) -> Item:
     text = row.get(columns.image)
     given = tuple(table.texts_of(row.get(columns.caption))) if columns.caption else ()
     if not text or not isinstance(text, str):
         return Item(manifest, f"{manifest.name}/{number}", flaw=f"row {number} has no {columns.image}")
     mask = row.get(columns.mask) if columns.mask else None
-    return Item(resolved(text, manifest), text, given=given, mask=resolved(mask, manifest) if mask else None)
+    return Item(named(text, manifest), text, given=given, mask=named(mask, manifest) if mask else None)
 
 
 def _rows(file: Path | Remote) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from otl.config import ARCHIVES, MANIFESTS, TABLES, SettingsError
 from otl.datamodules.files import Remote, name_of
 from otl.datamodules.sources import folder
 from otl.datamodules.sources.columns import Chosen
+from otl.urls import hub_hint, is_url
 
 PATTERN = re.compile(r"[*?]")
 INSIDE = re.compile(r"(?:zip|tar)://(.*?)::(.+)")  # a folder of an archive, and the archive
-HUB = re.compile(r"[\w-]+/[\w.-]+")  # how the hub names a dataset
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,13 @@ def located(wanted: Wanted) -> Place:
     if inside:
         place = located(Wanted(inside[2], wanted.setting))
         return Place(path, place.files, place.on_disk, place.single, inside[1])
-    return _elsewhere(wanted) if "://" in path else _on_disk(wanted)
+    return _elsewhere(wanted) if is_url(path) else _on_disk(wanted)
+
+
+def fixed(pattern: str) -> str:
+    """The folder in which a pattern begins."""
+    start = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    return start.rpartition("/")[0] or ("/" if start.startswith("/") else ".")
 
 
 def _on_disk(wanted: Wanted) -> Place:
@@ -90,18 +97,20 @@ def _on_disk(wanted: Wanted) -> Place:
         return Place(str(path), OnDisk(path, names), on_disk=True)
     if path.is_file():
         return Place(str(path), {path.name: path}, on_disk=True, single=True)
-    if PATTERN.search(path.name) and path.parent.is_dir():
-        names = folder.in_order(each.name for each in path.parent.glob(path.name) if each.is_file())
+    if PATTERN.search(str(path)):
+        root = Path(fixed(path.as_posix()))
+        found = [Path(each) for each in glob.glob(str(path), recursive=True)]
+        names = folder.in_order(each.relative_to(root).as_posix() for each in found if each.is_file())
         if names:
-            return Place(str(path), OnDisk(path.parent, names), on_disk=True)
-    hint = f"; for that dataset of the hub, give hf://datasets/{path}" if HUB.fullmatch(wanted.path) else ""
-    raise SettingsError(f"{path} does not exist (looked for {path.absolute()}); give a folder of images{hint}")
+            return Place(str(path), OnDisk(root, names), on_disk=True)
+    looked = f"looked for {path.absolute()}"
+    raise SettingsError(f"{path} does not exist ({looked}); give a folder of images{hub_hint(wanted.path)}")
 
 
 def _elsewhere(wanted: Wanted) -> Place:
     url = wanted.path
-    if PATTERN.search(name_of(url)):
-        files = folder.matching(url)
+    if PATTERN.search(url.partition("?")[0] if url.startswith("http") else url):
+        files = folder.matching(url, fixed(url))
     elif PurePosixPath(name_of(url)).suffix.lower() in (*TABLES, *MANIFESTS, *ARCHIVES):
         single = folder.single(url)
         if single is not None:

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from otl.config import SettingsError
 from otl.datamodules import headers
-from otl.datamodules.files import Named, Remote, place
+from otl.datamodules.files import Named, Remote, named, place
 from otl.datamodules.headers import Header
 from otl.datamodules.index import Index
 from otl.datamodules.sources.columns import Columns, Kind
@@ -115,6 +115,9 @@ def items(
         index.put(key, place(file), known)
     found, largest = [], dict.fromkeys((row[0] for row in known), 0)
     for number, (group, row, called, texts, *rest) in enumerate(known):
+        if not rest:
+            found.append(Item(named(called, file), called, given=tuple(texts)))
+            continue
         header = headers.from_json(rest)
         largest[group] += header.bytes
         cell = Cell(file, columns.image, group, row, number, called)
@@ -124,10 +127,11 @@ def items(
 
 
 def _examined(group: int, row: int, value: Any, texts: list[str], examine: Callable[[IO[bytes]], Header]) -> list[Any]:
-    """One row as the index keeps it."""
-    header = examine(io.BytesIO(bytes_of(value) or b""))
-    called = value.get("path") if isinstance(value, dict) else None
-    return [group, row, called or "", texts, *headers.as_json(header)]
+    """One row as the index keeps it; without a header where the table has the path of its image alone."""
+    called, content = (value.get("path") if isinstance(value, dict) else None) or "", bytes_of(value)
+    if called and not content:
+        return [group, row, called, texts]
+    return [group, row, called, texts, *headers.as_json(examine(io.BytesIO(content or b"")))]
 
 
 def bytes_of(value: Any) -> bytes | None:

@@ -49,6 +49,14 @@ def test_a_pattern_chooses_files(tmp_path, searched):
     path, url = folder(tmp_path / "photos"), memory("pattern", contents())
     for place in (f"{path}/[!a]*.png", f"{url}/b.p?g"):
         assert [sample.path.name for sample in searched(place)[0]] == ["b.png"]
+    for place in (path, url):
+        assert [sample.path.name for sample in searched(f"{place}/**/*.png")[0]] == ["a.png", "b.png", "c.png"]
+        assert [sample.captions for sample in searched(f"{place}/s*/*")[0]] == [["caption of sub/c.png"]]
+
+
+def test_a_pattern_that_fits_nothing_is_an_error(tmp_path, searched):
+    for place in (tmp_path, "memory://pattern"):
+        assert searched(f"{place}/*.tar")[1][0].fatal
 
 
 def test_an_address_without_files_says_so(searched):

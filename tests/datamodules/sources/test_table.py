@@ -56,6 +56,15 @@ def test_an_image_may_be_bytes_alone_and_a_caption_a_list(tmp_path, searched):
     assert [sample.captions for sample in samples] == [["one 0", "two 0"], ["one 1", "two 1"]]
 
 
+def test_a_row_may_have_the_path_of_its_image_alone(tmp_path, searched):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(png(3))
+    rows = [{"image": {"bytes": None, "path": "sub/a.png"}, "text": "x"}, ROWS[0]]
+    for samples, problems in (searched(parquet(tmp_path / "t.parquet", rows)), searched(tmp_path / "t.parquet")):
+        assert samples[0].path == tmp_path / "sub" / "a.png" and samples[0].captions == ["x"]
+        assert len(samples) == 2 and problems == []
+
+
 def test_other_columns_are_taken_where_they_are_set(tmp_path, searched):
     rows = [{"image": png(0), "other": png(9), "text": "a", "alt": "b"}]
     samples, _ = searched(parquet(tmp_path / "t.parquet", rows), image_column="other", caption_column="alt")
@@ -129,13 +138,21 @@ def test_large_row_groups_are_reported(tmp_path, searched, monkeypatch):
     assert not problems[0].fatal and "row_group_size=100" in problems[0].message
 
 
-@pytest.mark.parametrize("names", [["train-0.parquet", "test-0.parquet"], ["train/0.arrow", "validation/0.arrow"]])
-def test_splits_are_never_mixed(tmp_path, searched, names):
+@pytest.mark.parametrize(
+    ("names", "example"),
+    [
+        (["data/train-0.parquet", "data/test-0.parquet"], "data/train*.parquet"),
+        (["train/0.arrow", "validation/0.arrow"], "train"),
+    ],
+)
+def test_splits_are_never_mixed(tmp_path, searched, names, example):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         parquet(tmp_path / name) if name.endswith("parquet") else arrow(tmp_path / name, stream=True)
     (problem,) = searched(tmp_path)[1]
-    assert problem.fatal and "several splits (" in problem.message and "train" in problem.message
+    assert problem.fatal and "several splits (" in problem.message
+    assert problem.message.endswith(f"give one, such as {tmp_path}/{example}")
+    assert len(searched(f"{tmp_path}/{example}")[0]) == 5
 
 
 def test_a_saved_dataset_is_read_without_its_cache_files(tmp_path, searched):

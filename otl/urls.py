@@ -1,0 +1,46 @@
+"""What a URL needs before anything can be read from it. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+
+from otl.wording import meant
+
+PACKAGES = {  # protocol -> the package that fsspec needs for it, and how to get that
+    "s3": ("s3fs", "pip install 'otl[data]'"),
+    "s3a": ("s3fs", "pip install 'otl[data]'"),
+    "gs": ("gcsfs", "pip install gcsfs"),
+    "gcs": ("gcsfs", "pip install gcsfs"),
+    "az": ("adlfs", "pip install adlfs"),
+    "abfs": ("adlfs", "pip install adlfs"),
+    "http": ("aiohttp", "pip install aiohttp"),
+    "https": ("aiohttp", "pip install aiohttp"),
+    "hf": ("huggingface_hub", "pip install huggingface_hub"),
+}
+
+
+HUB = re.compile(r"[\w-]+/[\w.-]+")  # how the hub names a dataset
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def hub_hint(path: str) -> str:
+    """What to give instead of a path that is not there, where it looks like a dataset of the hub."""
+    return f"; for that dataset of the hub, give hf://datasets/{path}" if HUB.fullmatch(path) else ""
+
+
+def unreadable(url: str) -> str | None:
+    """Why nothing can be read from there: an unknown protocol, or a package that is not installed; None: it can."""
+    import fsspec  # only here: most runs read folders
+
+    protocol = url.partition("://")[0]
+    package, install = PACKAGES.get(protocol, (None, ""))
+    if package is not None:
+        return None if find_spec(package) else f"{protocol}:// needs {package}, which is not installed; {install}"
+    known = fsspec.available_protocols()
+    if protocol not in known:
+        return f"{protocol}:// is no protocol that fsspec knows{meant(protocol, ['https', 's3', 'hf', *known])}"
+    return None
