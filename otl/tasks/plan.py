@@ -16,7 +16,7 @@ from otl.datamodules.shapes import shown_at
 from otl.formats.files import whole
 from otl.modules import inpainting, prior
 from otl.modules.base import DiffusionModule
-from otl.tasks import memory
+from otl.tasks import disk, memory
 from otl.tasks.advice import advise
 from otl.tasks.fates import of_images, warning
 from otl.tasks.precision import choose
@@ -33,6 +33,7 @@ def plan(settings: DictConfig) -> None:
         SettingsError: the run would not start; the plan is printed first.
     """
     made, problems = make(settings)
+    problems += disk.problems(made["disk"], settings, run_dir())
     write(made, run_dir())
     show(made)
     if fatal := [problem for problem in problems if problem.fatal]:
@@ -82,6 +83,7 @@ def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[
         keeps_encoders=module.trains_text or not data.cache,
         encodes_masked=module.inpaints and module.inpaint_options.masks != MaskSource.files,
     )
+    made["disk"] = disk.estimate(made, module, settings)
     batches = math.ceil(sum(bucket["batches"] for bucket in made["buckets"]) / made["ranks"])
     advice = advise(settings, module, samples, batches=batches, steps=made["total_steps"])
     made["warnings"] += map(warning, advice)

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from otl.formats.files import size
 from otl.wording import printable
 
 WORST = 10  # files shown of each warning; plan.json has all
@@ -38,6 +39,12 @@ def show(plan: dict[str, Any], console: Console | None = None) -> None:
         console.print(f"masks: {masks['masks']}; {masks['files']} of {masks['images']} images have a mask file")
     console.print(weights(plan))
     console.print(memory(plan))
+    needs = plan["disk"]
+    console.print(
+        f"On the disk {size(needs['total'])} (an estimate): {needs['checkpoints']} checkpoints of "
+        f"{size(needs['checkpoint'])}, {needs['results']} x {size(needs['result'])} of results",
+        highlight=False,
+    )
     for warning in plan["warnings"]:
         console.print(f"[yellow]{warning['about']}[/]: {warning['message']}", highlight=False)
         for file in warning["files"][:WORST]:

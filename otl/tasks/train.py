@@ -27,7 +27,7 @@ from otl.formats.files import FAILING, DiskError, named
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.quiet import undouble_lightning
-from otl.tasks import classes, manifest, plan, ranks, resuming, slurm
+from otl.tasks import classes, disk, manifest, plan, ranks, resuming, slurm
 from otl.tasks.folder import alone, exported, refuse_overwrite
 from otl.tasks.precision import allow_tf32, choose
 from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, total_steps
@@ -72,6 +72,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     trainer = build_trainer(settings, precision.name, trains_text=skeleton.trains_text)
     if trainer.is_global_zero:
         made, problems = plan.make(settings, scanned=data.scanned)
+        problems += disk.problems(made["disk"], settings, folder)
         for problem in problems:
             log.warning(report(problem))
         if fatal := [problem for problem in problems if problem.fatal]:

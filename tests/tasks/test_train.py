@@ -150,6 +150,12 @@ def test_a_fine_tune_writes_a_folder_that_the_stock_pipeline_loads(run, sd15_fol
     trained = StableDiffusionPipeline.from_pretrained(folder / "final", safety_checker=None)
     start = StableDiffusionPipeline.from_pretrained(sd15_folder, safety_checker=None)
     assert not torch.equal(trained.unet.conv_in.weight, start.unet.conv_in.weight)
+    planned = json.loads((folder / "plan.json").read_text())["disk"]
+    size = (folder / "checkpoints" / "step-00000006.ckpt").stat().st_size
+    assert planned["checkpoint"] == pytest.approx(size, rel=0.1)
+    assert planned["result"] == pytest.approx(
+        sum(f.stat().st_size for f in folder.glob("final/*/*.safetensors")), rel=0.1
+    )
     name = next(iter(start.vae.state_dict()))
     assert torch.equal(trained.vae.state_dict()[name], start.vae.state_dict()[name])
 
