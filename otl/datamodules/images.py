@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Callable
-from typing import IO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 from torch import Tensor
@@ -18,6 +20,8 @@ from otl.config import SettingsError
 from otl.datamodules import colours
 from otl.datamodules.views import View, overhang
 from otl.types import File, Size
+
+Levels = np.ndarray[Any, np.dtype[np.uint8]]
 
 VERSION = 2  # part of the cache's keys: raise it when the same file gives other pixels
 DRAFT_MARGIN = 1.5  # a JPEG is decoded at a reduced size that is still this many times the scaled size
@@ -125,9 +129,11 @@ def pixels(path: File, view: View, background: str) -> Tensor:
         SettingsError: as `load`.
     """
     colour = _colour(background)
-    image = _decoded(path, lambda image: _flat(_srgb(_eight_bit(image)), colour), scaled=view.scaled)
-    levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    shown = colours.adjusted(cut(levels, view, mode="bicubic").float(), view.colours)
+    with _named(path), opened(io.BytesIO(content := path.read_bytes())) as image:
+        turn = orientation(image)
+        scaled = view.scaled if turn < 5 else Size(view.scaled.w, view.scaled.h)
+        levels = torch.from_numpy(_levels(image, content, scaled, colour)).permute(2, 0, 1)
+    shown = colours.adjusted(cut(_upright(levels, turn)[None], view, mode="bicubic").float(), view.colours)
     return shown.div_(127.5).sub_(1).contiguous()
 
 
@@ -159,27 +165,70 @@ def _turned(window: Tensor, view: View, mode: str) -> Tensor:
     return turned.clamp_(0, 255)
 
 
-def _decoded(path: File, finish: Callable[[Image.Image], Image.Image], *, scaled: Size | None = None) -> Image.Image:
-    """What is made of an opened image, upright.
+def _decoded(path: File, finish: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What `finish` makes of an image, upright."""
+    with _named(path), opened(io.BytesIO(path.read_bytes())) as image:
+        turn = UPRIGHT.get(orientation(image))
+        image.load()
+        finished = finish(image)
+    return finished.transpose(turn) if turn is not None else finished
 
-    Args:
-        finish: makes it.
-        scaled: a size that it is to be scaled to: it may be decoded at a reduced one that still serves; None: in full.
-    """
+
+@contextmanager
+def _named(path: File) -> Iterator[None]:
+    """Errors of a file that cannot be decoded become ones that name it."""
     try:
-        with opened(io.BytesIO(path.read_bytes())) as image:
-            size, turn = upright_size(image), UPRIGHT.get(orientation(image))
-            if scaled is not None:
-                _draft(image, size, scaled)
-            image.load()
-            finished = finish(image)
+        yield
     except SettingsError:
         raise
     except UNREADABLE as error:
         raise SettingsError(
             f"{path}: cannot be decoded ({reason(error)}); replace the file or move it out of the folder"
         ) from error
-    return finished.transpose(turn) if turn is not None else finished
+
+
+def _levels(image: Image.Image, content: bytes, scaled: Size, colour: tuple[int, ...]) -> Levels:
+    """[h, w, 3] of an opened image, as it lies in the file, perhaps at a reduced size that still serves to scale it.
+
+    Args:
+        content: of its file.
+        scaled: the size that it is to be scaled to.
+        colour: under transparent pixels.
+    """
+    h, w = round(scaled.h * DRAFT_MARGIN), round(scaled.w * DRAFT_MARGIN)
+    plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _foreign(image) is None
+    if plain and (levels := _jpeg(content, Size(image.height, image.width), Size(h, w))) is not None:
+        return levels
+    image.draft(None, (w, h))
+    image.load()
+    return np.array(_flat(_srgb(_eight_bit(image)), colour))
+
+
+def _jpeg(content: bytes, size: Size, least: Size) -> Levels | None:
+    """[h, w, 3] of a JPEG: Pillow's levels, without its copies, which take as long as the decoding does.
+
+    Args:
+        size: of the image.
+        least: the size that it may be reduced to, by a power of two.
+
+    Returns:
+        None where the file is damaged: Pillow says how, or takes it.
+    """
+    wanted = min(size.h // least.h, size.w // least.w)
+    factor = next((factor for factor in (8, 4, 2) if wanted >= factor), 1)
+    reduced = {"min_height": -(-size.h // factor), "min_width": -(-size.w // factor)}
+    try:
+        return simplejpeg.decode_jpeg(content, "RGB", **reduced)
+    except ValueError:
+        return None
+
+
+def _upright(levels: Tensor, orientation: int) -> Tensor:
+    """[C, h, w] as it lies in a file -> as it is seen."""
+    if orientation >= 5:
+        levels = levels.transpose(1, 2)
+    flips = [axis for axis, those in ((1, (3, 4, 7, 8)), (2, (2, 3, 6, 7))) if orientation in those]
+    return levels.flip(flips) if flips else levels
 
 
 def _colour(background: str) -> tuple[int, ...]:
@@ -189,12 +238,6 @@ def _colour(background: str) -> tuple[int, ...]:
         raise SettingsError(
             f"data.background={background}: no colour; give a name such as white, or #rrggbb"
         ) from error
-
-
-def _draft(image: Image.Image, size: Size, scaled: Size) -> None:
-    """Let libjpeg decode at 1/2, 1/4 or 1/8, where that is much faster and still large enough."""
-    h, w = scaled if (image.height, image.width) == tuple(size) else (scaled.w, scaled.h)
-    image.draft(None, (round(w * DRAFT_MARGIN), round(h * DRAFT_MARGIN)))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -221,26 +264,35 @@ def _white_is_zero(image: Image.Image) -> bool:
 
 def _srgb(image: Image.Image) -> Image.Image:
     """Through the embedded profile, if there is one, into sRGB; transparency is kept."""
-    profile = image.info.get("icc_profile")
-    if profile and image.mode in ("P", "PA"):
+    source = _foreign(image)
+    if source is not None and image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L", "LA"):
+    if source is None or image.mode not in ("RGB", "RGBA", "CMYK", "L", "LA"):
         return image
     alpha = image.getchannel("A") if image.mode.endswith("A") else None
     opaque = image.convert(image.mode.removesuffix("A")) if alpha else image
     try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
-            return image
         converted = ImageCms.profileToProfile(opaque, source, SRGB, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):
-        return image  # a damaged profile, or one of another colour space: viewers ignore it too
+        return image  # one of another colour space: viewers ignore it too
     assert converted is not None
     if alpha is not None:
         converted.putalpha(alpha)
     elif "transparency" in image.info:
         converted.putalpha(image.convert("RGBA").getchannel("A"))
     return converted
+
+
+def _foreign(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
+    """The embedded profile, unless it is sRGB or damaged, which viewers ignore too."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return None if "sRGB" in ImageCms.getProfileDescription(source) else source
+    except (ImageCms.PyCMSError, OSError):
+        return None
 
 
 def _grey(image: Image.Image) -> Image.Image:
@@ -259,6 +311,6 @@ def _alpha(image: Image.Image) -> Image.Image:
 def _flat(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     """RGB, with transparent pixels laid over the colour."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     ground = Image.new("RGBA", image.size, (*colour, 255))
     return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from otl.config import SettingsError
 from otl.datamodules.images import ORIENTATION_TAG, load, pixels
-from otl.datamodules.views import centred
-from otl.types import Size
+from otl.datamodules.views import View, centred
+from otl.types import Crop, Size
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -219,6 +219,46 @@ def test_large_photographs_are_drafted_without_a_visible_change(tmp_path, orient
     view = lying if orientation == 6 else centred(Size(384, 512), Size(48, 64))
     drafted, full = (pixels(tmp_path / f"a.{suffix}", view, "white") for suffix in ("jpg", "png"))
     assert (drafted - full).abs().max() < 4 / 127.5
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("options", [{}, {"progressive": True, "subsampling": 0}, {"mode": "L"}, {"format": "MPO"}])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_jpegs_have_the_very_levels_of_pillow(tmp_path, orientation, options, reduced):
+    """Also where both decode at half the size first."""
+    draw = torch.rand(1, 3, 9, 6, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(draw, (90, 64), mode="bicubic").clamp(0, 1)[0]
+    image = Image.fromarray((smooth.permute(1, 2, 0) * 255).byte().numpy()).convert(options.get("mode", "RGB"))
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = orientation
+    path = tmp_path / "a.jpg"
+    image.save(path, exif=exif, **({"format": "JPEG"} | options))
+    with Image.open(path) as lying:
+        if reduced:
+            lying.draft(None, (32, 45))
+            assert lying.size == (32, 45)
+        upright = ImageOps.exif_transpose(lying).convert("RGB")
+    expected = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    size = Size(*expected.shape[1:])
+    if reduced:
+        size = Size(size.h * 2 // 3, size.w * 2 // 3)
+        expected = torch.nn.functional.interpolate(expected[None], tuple(size), mode="bicubic", antialias=True)[0]
+    assert torch.equal(pixels(path, View(size, size, Crop(0, 0)), "white"), expected / 127.5 - 1)
+
+
+def test_a_jpeg_s_profile_is_applied(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (16, 16), (128, 128, 128)).save(path, icc_profile=linear_profile(), quality=100)
+    shown = pixels(path, centred(Size(16, 16), Size(16, 16)), "white")
+    assert near(tuple(((shown[:, 8, 8] + 1) * 127.5).tolist()), (188, 188, 188), 2)
+
+
+def test_a_jpeg_that_is_cut_off_is_named(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.effect_noise((64, 64), 90).save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(SettingsError, match=r"a\.jpg: cannot be decoded \(image file is truncated"):
+        pixels(path, centred(Size(64, 64), Size(64, 64)), "white")
 
 
 def test_a_file_that_cannot_be_decoded_is_named(tmp_path):
