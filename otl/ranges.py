@@ -126,6 +126,7 @@ RANGES = {  # `*` stands for one name
     "masker.threshold": SHARE,
     "masker.tolerance": Range(0, 255),
     "masker.side": COUNT,
+    "task.sheet_pages": Range(0),
     "seed": Range(0),
     "model.chunks": COUNT,
     "method.rank": COUNT,

@@ -110,7 +110,7 @@ def fate(draws: Ints, data: Data) -> tuple[bool, str | None]:
         added = _up_to(-draws % data.batch_size)
         return False, f"{added} of the bucket's images are seen once more each epoch"
     if draws.max() < data.batch_size:
-        return True, f"its bucket has {_up_to(draws)} images, less than a batch, and data.partial_batches=drop"
+        return True, f"its bucket has {_up_to(draws)} of {data.batch_size} images, and data.partial_batches=drop"
     return False, f"{_up_to(rests)} of the bucket's {_up_to(draws)} images are left out of each epoch, by turns"
 
 

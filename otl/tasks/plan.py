@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from otl.config import MaskSource, SettingsError
+from otl.config import Data, MaskSource, SettingsError
 from otl.datamodules.bucketed import laid_out, placing, report
 from otl.datamodules.scan import scan
 from otl.datamodules.shapes import shown_at
 from otl.formats.files import whole
 from otl.modules import inpainting, prior
 from otl.modules.base import DiffusionModule
-from otl.tasks import disk, memory
+from otl.tasks import contact, disk, memory
 from otl.tasks.advice import advise
 from otl.tasks.fates import of_images, warning
 from otl.tasks.precision import choose
@@ -25,34 +26,57 @@ from otl.tasks.tables import show
 from otl.tasks.texts import Called, cut_off
 from otl.types import Problem, Sample, Size
 
+log = logging.getLogger(__name__)
 
-def plan(settings: DictConfig) -> None:
-    """Print and write the plan.
+
+def plan(settings: DictConfig, *, sheet_pages: int = 4) -> None:
+    """Print and write the plan, and draw its contact sheet.
+
+    Args:
+        sheet_pages: of the contact sheet at most, of 120 pictures each; 0: none is drawn.
 
     Raises:
         SettingsError: the run would not start; the plan is printed first.
     """
-    made, problems = make(settings)
+    module = build_skeleton(settings)
+    data = data_options(settings, module)
+    scanned = scan(data, inpainting.mask_options(module))
+    made, problems = make(settings, scanned=scanned, module=module)
     problems += disk.problems(made["disk"], settings, run_dir())
     write(made, run_dir())
     show(made)
+    if sheet_pages:
+        draw(made, scanned[0], data, pages=sheet_pages)
     if fatal := [problem for problem in problems if problem.fatal]:
         raise SettingsError("\n".join(map(report, fatal)))
+
+
+def draw(made: dict[str, Any], samples: list[Sample], data: Data, *, pages: int) -> None:
+    """The contact sheet, and where it is."""
+    by_path = {str(sample.path): sample for sample in samples}
+    written, broken = contact.write(made, by_path, run_dir(), data, pages=pages)
+    for path in broken:
+        log.warning(f"{path}: cannot be decoded, though its header can be read")
+    if written:
+        log.info(f"contact sheet: {', '.join(map(str, written))}")
 
 
 Scanned = tuple[list[Sample], list[Problem]]
 
 
-def make(settings: DictConfig, *, scanned: Scanned | None = None) -> tuple[dict[str, Any], list[Problem]]:
+def make(
+    settings: DictConfig, *, scanned: Scanned | None = None, module: DiffusionModule | None = None
+) -> tuple[dict[str, Any], list[Problem]]:
     """The plan, and what is wrong or strange: fatal where it would keep the run from starting.
 
     Args:
         scanned: what `scan` gave; None: it is done here.
+        module: a skeleton, which is measured and of no use afterwards; None: one is built here.
     """
     precision = choose(
         settings.trainer.precision, accelerator=settings.trainer.accelerator, devices=settings.trainer.devices
     )
-    module = build_skeleton(settings)
+    module = module or build_skeleton(settings)
     module.autocast_dtype = precision.autocast
     data = data_options(settings, module)
     samples, problems = scanned or scan(data, inpainting.mask_options(module))
