@@ -45,6 +45,7 @@ class Variations:
         self.samples, self.places, self.augments, self.count = layout.samples, layout.places, augments, count
         self.pace = pace or {}
         self.varying = {concept for concept, augment in augments.items() if views.varies(augment)}
+        self.plain = {concept for concept, augment in augments.items() if augment == Augment()}
 
     def fresh(self, index: int, key: int) -> View:
         """Of a draw with this key."""
@@ -79,4 +80,5 @@ class Variations:
         return self.samples[index].concept in self.varying
 
     def _varied(self, index: int, chance: views.Chance) -> View:
-        return views.varied(self.places[index], self.augments[self.samples[index].concept], chance)
+        concept, place = self.samples[index].concept, self.places[index]
+        return views.plain(place) if concept in self.plain else views.varied(place, self.augments[concept], chance)
