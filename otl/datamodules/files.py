@@ -16,6 +16,7 @@ from otl.config import SettingsError
 from otl.types import File
 from otl.urls import is_url, unreadable
 
+BUFFER = 65536  # bytes; holds most headers of images, and is one request
 ATTEMPTS = 5  # of a request, before a run ends for it
 PATIENCE = 0.5  # seconds before the second attempt, doubled before each further one
 
@@ -63,9 +64,9 @@ class Remote(Named):
     def read_range(self, start: int, count: int) -> bytes:
         return fetched(self.url, start, start + count)
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
+    def open(self, mode: str = "rb", buffering: int = BUFFER) -> IO[bytes]:
         size = self.bytes if self.bytes is not None else size_of(self.url)
-        return Window(self.read_range, size)
+        return io.BufferedReader(Window(self.read_range, size), buffering)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,8 @@ def named(text: str, by: Path | Remote) -> Path | Remote:
 
 def read_range(file: Path | Remote, start: int, count: int) -> bytes:
     """`count` bytes from `start` on, or as many as there are."""
+    if isinstance(file, Remote):
+        return file.read_range(start, count)
     with file.open("rb") as opened:
         opened.seek(start)
         return opened.read(count)

@@ -18,7 +18,6 @@ from otl.datamodules.images import UNREADABLE, opened, reason, upright_size
 from otl.types import File, Size
 
 TAIL = 4096  # bytes
-BUFFER = 65536  # bytes; holds most headers, and is one request where the file lies elsewhere
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what the last bytes of a whole file contain
 BOX = struct.Struct(">I4x")  # an AVIF is a row of boxes, each of which begins with its length
 STRIPS, TILES = (273, 279), (324, 325)  # TIFF's tags of offsets and lengths
@@ -53,9 +52,8 @@ def read(file: File, limits: Limits) -> Header:
     try:
         if isinstance(file, Path) and not S_ISREG(file.stat().st_mode):  # a pipe would be waited for
             return Header(Size(0, 0), 0, "", 0, "it is no regular file")
-        with file.open("rb") as raw:
-            buffered = io.BufferedReader(raw, BUFFER) if isinstance(raw, io.RawIOBase) else raw
-            return examined(buffered, limits)
+        with file.open("rb") as opened_file:
+            return examined(opened_file, limits)
     except OSError as error:  # it cannot even be opened
         return Header(Size(0, 0), 0, "", 0, error.strerror or str(error))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +66,11 @@ def find(image: File, root: Path | None, folder: Path | None) -> Path | None:
 
 
 def attached(
-    samples: Sequence[Sample], root: Path | None, files: MaskFiles, inpaint: Inpaint
+    samples: Sequence[Sample],
+    root: Path | None,
+    files: MaskFiles,
+    inpaint: Inpaint,
+    size_of: Callable[[File], Size] = images.header_size,
 ) -> tuple[list[Sample], list[Problem]]:
     """The samples with their masks, and which of these cannot be used.
 
@@ -75,12 +79,13 @@ def attached(
         root: the folder that was searched for them; None: there is none.
         files: where masks are.
         inpaint: whether they are looked at.
+        size_of: the size of a mask; raises one of `images.UNREADABLE`.
     """
     if inpaint.masks == MaskSource.generated:
         return [replace(sample, mask=None) for sample in samples], []
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda sample: replace(sample, mask=_mask(sample, root, files)), samples))
-        unfit = [reason for reason in pool.map(_unfit, found) if reason]
+        unfit = [reason for reason in pool.map(lambda sample: _unfit(sample, size_of), found) if reason]
     if not unfit:
         return found, []
     message = f"{counted(len(unfit), 'mask')} cannot be laid over their images; mend them, or move them away"
@@ -92,12 +97,12 @@ def _mask(sample: Sample, root: Path | None, files: MaskFiles) -> File | None:
     return sample.path if mask is None and files.alpha and images.has_alpha(sample.path) else mask
 
 
-def _unfit(sample: Sample) -> str | None:
+def _unfit(sample: Sample, size_of: Callable[[File], Size]) -> str | None:
     """Why the mask of a sample cannot be used, if it has one."""
     if sample.mask is None or sample.mask == sample.path:
         return None
     try:
-        size = images.header_size(sample.mask)
+        size = size_of(sample.mask)
     except images.UNREADABLE as error:
         return f"{sample.mask}: {images.reason(error)}"
     if fits(size, sample.size):
@@ -137,10 +142,8 @@ def lacking(samples: Sequence[Sample], files: Mapping[str, MaskFiles], inpaint: 
 
 
 def unseen(key: str, count: int) -> Problem:
-    """Mask files among the images of a source, in a run that looks at none."""
-    message = (
-        f"{counted(count, 'mask')} (NAME{LABEL}) beside the images count for nothing; loss.masked=true looks at them"
-    )
+    """Masks of the images of a source, in a run that looks at none."""
+    message = f"{counted(count, 'mask')} (NAME{LABEL}, or of a table) would count with loss.masked=true, and do not now"
     return Problem(key, message, fatal=False)
 
 

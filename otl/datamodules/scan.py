@@ -26,7 +26,7 @@ from otl.datamodules.sources.find import find
 from otl.datamodules.sources.folder import on_disk
 from otl.datamodules.sources.items import Item, pictures
 from otl.datamodules.sources.places import Wanted
-from otl.types import Problem, Sample, Size
+from otl.types import File, Problem, Sample, Size
 from otl.urls import is_url
 
 log = logging.getLogger(__name__)
@@ -167,16 +167,16 @@ def _scan_source(source: Source, data: Data | DictConfig, inpaint: Inpaint | Non
     except SettingsError as error:
         return Scanned(problems=[Problem(source.key, str(error))])
     read = _in_threads(lambda item: _read(item, source, index, limits), found.items)
-    index.flush()
     whole = [each for each in read if not isinstance(each, Broke)]
     scanned = Scanned(whole, [each for each in read if isinstance(each, Broke)], found.problems)
     scanned.problems += findings.undrawn(source.key, source.generate - len(read))
     if inpaint is not None:
-        scanned.problems += _attach_masks(scanned, source, inpaint)
-    elif found.masks:
-        scanned.problems.append(mask_files.unseen(source.key, found.masks))
+        scanned.problems += _attach_masks(scanned, source, inpaint, lambda file: _size(file, index, limits))
+    else:
+        scanned.problems += _drop_masks(scanned, source, found.masks)
     if read and not whole:
         scanned.problems.append(Problem(source.key, f"none of the {len(read)} images in {source.path} can be read"))
+    index.flush()
     return _held_out(scanned, source)
 
 
@@ -211,28 +211,53 @@ def _read(item: Item, source: Source, index: Index, limits: Limits) -> Read | Br
 
 
 def _header(item: Item, index: Index, limits: Limits) -> Header:
-    """From the source, from what is known of a file elsewhere, or from the file."""
+    """From the source where it has read it, else from the file."""
     if item.flaw:
         return Header(Size(0, 0), 0, "", 0, item.flaw)
     if item.header is not None:
         return item.header
-    if not isinstance(item.file, Remote):
-        return headers.read(item.file, limits)
-    known = index.get(item.file.url, item.file.stamp)
+    return _read_header(item.file, index, limits)
+
+
+def _read_header(file: File, index: Index, limits: Limits) -> Header:
+    """From what is known of a file elsewhere, or from the file."""
+    if isinstance(file, Path):
+        return headers.read(file, limits)
+    known = index.get(str(file), file.identity())
     if known is not None:
         return headers.from_json(known)
-    header = headers.read(item.file, limits)
+    header = headers.read(file, limits)
     if not header.flaw:  # what is mended there shows at once
-        index.put(item.file.url, item.file.stamp, headers.as_json(header))
+        index.put(str(file), file.identity(), headers.as_json(header))
     return header
 
 
-def _attach_masks(scanned: Scanned, source: Source, inpaint: Inpaint) -> list[Problem]:
+def _size(file: File, index: Index, limits: Limits) -> Size:
+    """The size of a mask; raises ValueError where it has a flaw."""
+    header = _read_header(file, index, limits)
+    if header.flaw:
+        raise ValueError(header.flaw)
+    return header.size
+
+
+def _attach_masks(scanned: Scanned, source: Source, inpaint: Inpaint, size_of: Callable[[File], Size]) -> list[Problem]:
     """Give the samples their masks; returns which of these cannot be used."""
     samples = [each.sample for each in scanned.whole]
-    samples, unfit = mask_files.attached(samples, source.folder, source.masks, inpaint)
+    samples, unfit = mask_files.attached(samples, source.folder, source.masks, inpaint, size_of)
     scanned.whole = [Read(sample, each.header) for sample, each in zip(samples, scanned.whole)]
     return unfit
+
+
+def _drop_masks(scanned: Scanned, source: Source, beside: int) -> list[Problem]:
+    """Forget the masks of a run that looks at none, and say so.
+
+    Args:
+        beside: files that are masks by their name.
+    """
+    count = max(beside, sum(each.sample.mask is not None for each in scanned.whole))
+    for each in scanned.whole:
+        each.sample.mask = None
+    return [mask_files.unseen(source.key, count)] if count else []
 
 
 def _held_out(scanned: Scanned, source: Source) -> Scanned:

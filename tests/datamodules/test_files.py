@@ -69,10 +69,11 @@ def test_a_range_alone_is_asked_for(remote, monkeypatch):
     monkeypatch.setattr(
         files, "fetched", lambda url, start=None, end=None: asked.append((start, end)) or bytes(end - start)
     )
-    with remote.open("rb") as file:
-        file.seek(100)
-        file.read(50)
-    assert asked == [(100, 150)]
+    files.read_range(remote, 100, 50)
+    with Remote(remote.url, 10**6).open("rb", buffering=1000) as file:
+        file.seek(5000)
+        file.read(10), file.read(10)
+    assert asked == [(100, 150), (5000, 6000)]
 
 
 def test_a_file_that_has_changed_since_is_not_taken_for_the_same(remote):

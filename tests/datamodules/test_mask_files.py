@@ -127,6 +127,6 @@ def test_what_is_set_for_masks_that_nothing_looks_at_is_refused(inpaint, why):
 
 def test_masks_that_nothing_looks_at_are_said(photos):
     problem = found(photos, None)[1]["data.path"]
-    assert not problem.fatal and "1 mask (NAME-masklabel)" in problem.message
+    assert not problem.fatal and "1 mask (NAME-masklabel, or of a table)" in problem.message
     (photos / "a-masklabel.png").unlink()
     assert "data.path" not in found(photos, None)[1]

@@ -17,7 +17,7 @@ from otl.datamodules.files import Part, Remote, place
 from otl.datamodules.headers import Header
 from otl.datamodules.index import Index
 from otl.datamodules.sources.folder import as_bytes, as_text
-from otl.datamodules.sources.items import Item, is_picture
+from otl.datamodules.sources.items import Item, is_mask, is_picture, mask_of
 from otl.types import Size
 
 SMALL = 65536  # bytes; what is no image and no larger may be a caption
@@ -41,6 +41,7 @@ class Archive:
     """What is in one archive."""
 
     images: list[tuple[Member, Header]]
+    masks: dict[str, Member]  # by name
     texts: dict[str, str]  # name -> content of what is small and no image
     flaw: str = ""  # why there may be more
 
@@ -77,36 +78,46 @@ def items(file: Path | Remote, index: Index, examine: Callable[[IO[bytes]], Head
     else:
         archive = from_json(known)
     found = [
-        Item(Part(file, member.name, member.start, member.bytes, member.packed), member.name, archive, header)
+        Item(_part(file, member), member.name, archive, header, mask=_mask(file, member, archive))
         for member, header in archive.images
         if member.name.startswith(inside)
     ]
     return found + ([Item(file, file.name, flaw=archive.flaw)] if archive.flaw else [])  # type: ignore[list-item]
 
 
+def _part(file: Path | Remote, member: Member) -> Part:
+    return Part(file, member.name, member.start, member.bytes, member.packed)
+
+
+def _mask(file: Path | Remote, image: Member, archive: Archive) -> Part | None:
+    name = mask_of(image.name, archive.masks)
+    return None if name is None else _part(file, archive.masks[name])
+
+
 def gone_through(file: Path | Remote, examine: Callable[[IO[bytes]], Header]) -> Archive:
     """Everything that is in an archive."""
-    images, texts, flaw = [], {}, ""
-    with file.open("rb") as raw:
-        opened = io.BufferedReader(raw, AHEAD) if isinstance(raw, io.RawIOBase) else raw
+    images, masks, texts, flaw = [], {}, {}, ""
+    with file.open("rb", buffering=AHEAD if isinstance(file, Remote) else -1) as opened:
         size = opened.seek(0, io.SEEK_END)
         try:
             for member, content in _members(opened, size, zipped=file.suffix.lower() == ".zip"):
                 if is_picture(member.name):
                     images.append((member, LINK if content is None else examine(io.BytesIO(content))))
+                elif is_mask(member.name):
+                    masks[member.name] = member
                 elif content is not None:
                     texts[member.name] = as_text(content)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
             flaw = f"the archive cannot be read to its end, after {len(images)} images ({error})"
-    return Archive(images, texts, flaw)
+    return Archive(images, masks, texts, flaw)
 
 
 def _members(file: IO[bytes], size: int, *, zipped: bool) -> Iterator[tuple[Member, bytes | None]]:
-    """The images and small files of an archive that are not hidden, with their content; None: of a link."""
+    """The files of an archive that may be needed, with their content; None: of a link or a mask."""
     for member, read in _of_zip(file) if zipped else _of_tar(file, size):
         hidden = any(part.startswith(".") for part in member.name.split("/"))
-        if not hidden and (is_picture(member.name) or member.bytes <= SMALL):
-            yield member, read()
+        if not hidden and (is_picture(member.name) or is_mask(member.name) or member.bytes <= SMALL):
+            yield member, None if is_mask(member.name) else read()
 
 
 def _of_tar(file: IO[bytes], size: int) -> Iterator[tuple[Member, Callable[[], bytes | None]]]:
@@ -147,9 +158,10 @@ def _of_zip(file: IO[bytes]) -> Iterator[tuple[Member, Callable[[], bytes]]]:
 
 def as_json(archive: Archive) -> dict[str, Any]:
     images = [[*astuple(member), *headers.as_json(header)] for member, header in archive.images]
-    return {"images": images, "texts": archive.texts, "flaw": archive.flaw}
+    masks = [astuple(member) for member in archive.masks.values()]
+    return {"images": images, "masks": masks, "texts": archive.texts, "flaw": archive.flaw}
 
 
 def from_json(known: dict[str, Any]) -> Archive:
     images = [(Member(*row[:4]), headers.from_json(row[4:])) for row in known["images"]]
-    return Archive(images, known["texts"], known["flaw"])
+    return Archive(images, {row[0]: Member(*row) for row in known["masks"]}, known["texts"], known["flaw"])

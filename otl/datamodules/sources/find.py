@@ -17,7 +17,7 @@ from otl.datamodules.index import Index
 from otl.datamodules.sources import archive, manifest, table
 from otl.datamodules.sources.columns import Kind, chosen
 from otl.datamodules.sources.folder import Store
-from otl.datamodules.sources.items import EXTENSIONS, Found, Item, masks, pictures
+from otl.datamodules.sources.items import EXTENSIONS, Found, Item, mask_of, masks, pictures
 from otl.datamodules.sources.places import Place, Wanted, located
 from otl.types import Problem
 from otl.wording import counted
@@ -101,6 +101,9 @@ def _of_folder(wanted: Wanted, place: Place, images: Sequence[str], index: Index
     """The images of a folder, with what its metadata says of them."""
     store = None if place.on_disk else Store(place.files, index)  # type: ignore[arg-type]
     items = {name: Item(place.files[name], name, store) for name in images}
+    if store is not None:  # on a disk it is looked for where the settings say
+        for name, item in items.items():
+            item.mask = store.files.get(mask_of(name, store.files) or "")
     metadata = [name for name in place.files if _last(name) in METADATA]
     _one_split(place, metadata)
     extra = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
+from otl.datamodules import mask_files
 from otl.datamodules.headers import Header
 from otl.types import File, Problem
 
@@ -14,7 +15,7 @@ EXTENSIONS = tuple(
     ".png .apng .jpg .jpeg .jpe .jfif .webp .avif .avifs .gif .bmp .dib .tif .tiff .jp2 .j2k .j2c .jpc .jpf .jpx "
     ".tga .psd .dds .qoi .pcx .sgi .ico .ppm .pgm .pbm .pnm .pfm".split()
 )
-LABELS = ("-masklabel", "-condlabel")  # ends of stems: not images to train on
+LABELS = (mask_files.LABEL, "-condlabel")  # ends of stems: not images to train on
 
 
 class Folder(Protocol):
@@ -90,7 +91,17 @@ def pictures(names: Iterable[str]) -> list[str]:
 
 def masks(names: Iterable[str]) -> int:
     """How many are masks of others by their name."""
-    return sum(PurePosixPath(name.lower()).stem.endswith(LABELS[0]) for name in names if LABELS[0] in name.lower())
+    return sum(map(is_mask, names))
+
+
+def is_mask(name: str) -> bool:
+    return mask_files.LABEL in name and PurePosixPath(name).stem.endswith(mask_files.LABEL)
+
+
+def mask_of(image: str, names: Container[str]) -> str | None:
+    """The name of the mask beside an image, if there is one."""
+    stem = f"{image.rpartition('.')[0]}{mask_files.LABEL}"
+    return next((name for extension in mask_files.EXTENSIONS if (name := stem + extension) in names), None)
 
 
 def is_picture(name: str) -> bool:

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from otl.config import Concept, Data
+from otl.config import Concept, Data, Inpaint
 from otl.datamodules.scan import scan
 from otl.types import Problem, Sample
 
@@ -61,8 +61,8 @@ Searched = Callable[..., tuple[list[Sample], list[Problem]]]
 def searched(tmp_path: Path) -> Searched:
     """Path and fields of a concept -> what a scan finds there."""
 
-    def _searched(path: object, **fields: object) -> tuple[list[Sample], list[Problem]]:
+    def _searched(path: object, inpaint: Inpaint | None = None, **fields: object) -> tuple[list[Sample], list[Problem]]:
         concept = Concept(path=str(path), **fields)
-        return scan(Data(concepts={"c": concept}, cache_dir=str(tmp_path / "cache")))
+        return scan(Data(concepts={"c": concept}, cache_dir=str(tmp_path / "cache")), inpaint)
 
     return _searched

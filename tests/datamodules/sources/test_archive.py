@@ -4,6 +4,7 @@ import zipfile
 
 import pytest
 
+from otl.config import Inpaint
 from otl.datamodules import files, images
 from otl.datamodules.files import Part
 from tests.datamodules.sources.conftest import NAMES, contents, memory, png, tar
@@ -54,6 +55,26 @@ def test_a_changed_archive_is_gone_through_again(tmp_path, searched):
     assert [sample.captions for sample in searched(tmp_path / "a.tar")[0]] == [["new"]]
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_masks_lie_beside_their_images(tmp_path, searched, elsewhere):
+    files = contents() | {"sub/c-masklabel.png": png(255), "a-masklabel.webp": png(0, h=64)}
+    path = tar(tmp_path / "a.tar", files)
+    place = memory("masked", {"a.tar": path.read_bytes()}) if elsewhere else path
+    for samples, problems in (searched(place, Inpaint()), searched(place, Inpaint())):
+        assert [sample.mask and sample.mask.name for sample in samples] == [
+            "a-masklabel.webp",
+            None,
+            "sub/c-masklabel.png",
+        ]
+        assert images.grey(samples[2].mask).getpixel((0, 0)) == 76  # of (255, 0, 0)
+        (problem,) = problems
+        assert "a-masklabel.webp: 64x64 (height x width) does not have the shape of a.png, 48x64" in problem.details[0]
+    samples, (problem,) = searched(place)
+    assert [sample.mask for sample in samples] == [
+        None
+    ] * 3 and "2 masks (NAME-masklabel, or of a table)" in problem.message
+
+
 def test_one_folder_of_an_archive(tmp_path, searched):
     zipped(tmp_path / "a.zip", contents())
     assert [sample.captions for sample in searched(f"zip://sub::{tmp_path}/a.zip")[0]] == [["caption of sub/c.png"]]
@@ -84,7 +105,7 @@ def test_a_link_inside_of_an_archive_is_named(tmp_path, searched):
 
 
 def test_hidden_members_and_labels_are_no_images(tmp_path, searched):
-    tar(tmp_path / "a.tar", contents() | {"._a.png": b"x", "__MACOSX/.b.png": b"x", "a-masklabel.png": png(0)})
+    tar(tmp_path / "a.tar", contents() | {"._a.png": b"x", "__MACOSX/.b.png": b"x", "a-condlabel.png": png(0)})
     samples, problems = searched(tmp_path / "a.tar")
     assert len(samples) == 3 and problems == []
 

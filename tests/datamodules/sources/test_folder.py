@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from otl.config import Inpaint
 from otl.datamodules import files, images
 from otl.datamodules.files import Remote
 from tests.datamodules.sources.conftest import NAMES, contents, folder, memory, png
@@ -35,6 +36,15 @@ def test_the_second_start_reads_nothing_that_has_not_changed(searched, monkeypat
     again, _ = searched(url)
     assert [sample.size for sample in again] == [(48, 64), (80, 64), (48, 64)]
     assert {Remote(each).name for each in asked} == {"b.png"}
+
+
+def test_masks_elsewhere_lie_beside_their_images_too(searched, monkeypatch):
+    url = memory("masks", contents() | {"sub/c-masklabel.png": png(255)})
+    samples, problems = searched(url, Inpaint())
+    assert [sample.mask and sample.mask.name for sample in samples] == [None, None, "c-masklabel.png"]
+    assert problems == []
+    monkeypatch.setattr(files, "fetched", lambda *asked: pytest.fail("read again"))
+    assert searched(url, Inpaint())[0] == samples
 
 
 def test_a_broken_file_elsewhere_is_named_and_looked_at_again(searched):

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from otl.config import Inpaint
 from tests.datamodules.sources.conftest import contents, folder, memory, png
 
 ROWS = [{"file_name": "photos/a.png", "text": "one"}, {"file_name": "photos/sub/c.png", "text": "two"}]
@@ -86,7 +87,7 @@ def test_rows_that_lead_nowhere_are_named(tmp_path, searched):
 def test_masks_may_have_a_column(tmp_path, searched):
     photos = folder(tmp_path / "photos")
     rows = [{"image": "photos/a.png", "text": "x", "mask": "photos/b.png"}]
-    assert searched(written(tmp_path / "m.csv", rows))[0][0].mask == photos / "b.png"
+    assert searched(written(tmp_path / "m.csv", rows), Inpaint())[0][0].mask == photos / "b.png"
 
 
 @pytest.mark.parametrize(
