@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from otl.check import check
 from otl.methods.embedding import Embedding
 from otl.modules.clip import tokenize
 from otl.modules.stable_diffusion import StableDiffusion
@@ -91,6 +92,22 @@ def test_without_chunks_what_is_long_is_cut_and_with_them_it_is_read(loaded):
 
 def test_the_cache_tells_chunks_apart(loaded):
     assert len({loaded("sd15", chunks).prompt_identity() for chunks in (1, 2, 3)}) == 3
+
+
+def test_a_plan_knows_the_length_of_prompts(sdxl_folder):
+    module = StableDiffusionXL(str(sdxl_folder), chunks=3)
+    module.build_skeleton()
+    module.to("meta")
+    cond = module.encode_prompt(["a", "b"])
+    assert {name: tuple(value.shape) for name, value in cond.items()} == {"hidden": (2, 231, 80), "pooled": (2, 32)}
+
+
+def test_chunks_are_a_setting_of_families_that_clip_leads(settings):
+    def wrong(model):
+        return [each.key for each in check(settings("data.path=.", f"model={model}", "++model.chunks=2"))]
+
+    assert (wrong("sd15"), wrong("sd21"), wrong("sdxl")) == ([], [], [])
+    assert (wrong("pixart_alpha"), wrong("stable_cascade")) == (["model.chunks"], ["model.chunks"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
