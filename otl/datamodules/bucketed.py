@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from otl.config import Data, Inpaint, MaskSource, PartialBatches, SettingsError
-from otl.datamodules import filling, views
+from otl.datamodules import filling, uses, views
 from otl.datamodules.cache import Cache, prompt_key
 from otl.datamodules.entries import Entries
 from otl.datamodules.files import content_hash
@@ -119,12 +119,16 @@ class BucketedDataModule(LightningDataModule):
         entries = self._wanted(contents, image_encoder) if images else []
         conds = self._prompt_keys(prompt_encoder) if prompts else None
         pictures = [picture for each in entries for picture in each.pictures + each.masked]
-        for share in self._shares():
-            shared = {"batch_size": self.data.encode_batch_size, "progress": progress, "share": share}
+        keys = [*(picture.key for picture in pictures), *(conds or {}).values()]
+        cache.record(uses.described(self.data, self.resolution, type(encoder).__name__), keys)
+        for missing in self._shares(cache, keys):
+            shared = {"batch_size": self.data.encode_batch_size, "progress": progress}
+            lacking = {picture.key: picture for picture in pictures if picture.key in missing}
+            texts = {key: text for text, key in (conds or {}).items() if key in missing}
             filling.fill_images(
-                cache, encoder, pictures, identity=image_encoder, background=self.data.background, **shared
+                cache, encoder, lacking.values(), identity=image_encoder, background=self.data.background, **shared
             )
-            filling.fill_prompts(cache, encoder, conds or {}, identity=prompt_encoder, **shared)
+            filling.fill_prompts(cache, encoder, texts, identity=prompt_encoder, **shared)
         self._serve(cache, entries, conds)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -153,7 +157,7 @@ class BucketedDataModule(LightningDataModule):
             return cache.entries(picture.key for picture in pictures) if pictures else None
 
         self.train_cached, self.validation_cached = (
-            Cached(entries(each.pictures), prompts, numbers, entries(each.masked), each.marks)
+            Cached(cache, entries(each.pictures), prompts, numbers, entries(each.masked), each.marks)
             for each in wanted or [Wanted(), Wanted()]
         )
 
@@ -177,13 +181,16 @@ class BucketedDataModule(LightningDataModule):
         """Rank and number of ranks."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _shares(self) -> Iterator[tuple[int, int]]:
-        """Every rank makes its part; then what it still lacks, where ranks do not share the folder."""
+    def _shares(self, cache: Cache, keys: list[str]) -> Iterator[set[str]]:
+        """Keys of what this rank makes: its part; then what it still lacks, where ranks do not share the folder."""
         rank, world_size = self._ranks()
-        yield rank, world_size
+        missing = cache.missing(keys)
         if world_size > 1:
-            self.trainer.strategy.barrier("cache")
-            yield 0, 1
+            self.trainer.strategy.barrier("missing")  # all have looked before one writes: their parts are of one list
+        yield set(missing[rank::world_size])
+        if world_size > 1:
+            self.trainer.strategy.barrier("filled")
+            yield set(cache.missing(keys))
 
     def _wanted(self, contents: list[str], identity: str) -> list[Wanted]:
         """The entries of the samples to train on, and of those held out."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from otl.config import SettingsError
-from otl.datamodules import images, shards
+from otl.datamodules import images, shards, uses
 from otl.datamodules.entries import Entries, Files, Lookup, packed
 from otl.datamodules.shards import Damaged, Entry, Fields, Origin, Shard, fields_of
 from otl.datamodules.views import View
@@ -46,11 +46,29 @@ class Cache:
         self.files = Files()
         self.shards: list[Shard] = []
         self.damaged: dict[str, set[int]] = {}  # stem of a shard -> rows that are out of use
-        self.unreadable: dict[str, str] = {}  # file -> reason
+        self.unreadable: dict[str, Exception] = {}  # file -> reason
         self._waiting: dict[tuple[Origin, Fields], list[Entry]] = {}
         self._bytes, self._since = 0, 0.0  # of what waits: how much, and for how long
+        self._pulse: uses.Pulse | None = None
 
     # Writing
+
+    def record(self, dataset: str, keys: Iterable[str]) -> None:
+        """Say that a dataset uses entries, before looking which there are: they are not pruned then, see uses.py.
+
+        Raises:
+            SettingsError: the folder cannot be made.
+            DiskError: the record cannot be written.
+        """
+        try:
+            self._pulse = uses.record(self.folder, dataset, packed(keys))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def beat(self) -> None:
+        """Say it again now and then, for as long as the run goes on."""
+        if self._pulse is not None:
+            self._pulse.beat()
 
     def put(self, key: str, tensors: dict[str, Tensor], origin: Origin) -> None:
         """Keep an entry; it is on disk after `seconds`, `shard_bytes` or `flush`.
@@ -84,6 +102,7 @@ class Cache:
         return len(self._waiting[group]) * sum(field.nbytes for field in group[1])
 
     def _write(self, origin: Origin, fields: Fields) -> None:
+        self.beat()
         self._bytes -= self._size((origin, fields))
         entries = self._waiting.pop((origin, fields))
         try:
@@ -99,19 +118,28 @@ class Cache:
     # Reading
 
     def entries(self, keys: Iterable[str]) -> Entries:
-        """What there is under the keys."""
+        """What there is under the keys that a run has recorded."""
         return Entries(self, packed(keys))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that have no entry on disk, each once, in their order."""
         unique = list(dict.fromkeys(keys))
-        return [unique[number] for number in self.entries(unique).absent()]
+        absent = Entries(self, packed(unique), hidden=False).absent()
+        return [unique[number] for number in absent]
 
-    def find(self, keys: np.ndarray) -> tuple[list[Shard], np.ndarray, np.ndarray]:
-        """[n, 20] keys -> the shards that there are, which of them has each key, and in which row; -1: none has."""
+    def find(self, keys: np.ndarray, *, hidden: bool = False) -> tuple[list[Shard], np.ndarray, np.ndarray]:
+        """Where entries lie.
+
+        Args:
+            keys: [n, 20] uint8.
+            hidden: also in shards that are hidden: what a run has seen after recording that it uses it comes back.
+
+        Returns:
+            The shards that there are, which of them has each key [n], and in which row [n]; -1: none has.
+        """
         lookup = Lookup(keys)
         while True:
-            self.refresh()
+            self.refresh(hidden=hidden)
             shard, row = np.full((2, len(keys)), -1, dtype=np.int32)
             try:
                 for numbers, rows, found in self._chunks():
@@ -123,9 +151,9 @@ class Cache:
             same = lookup.positions(keys)  # where a key is there twice
             return self.shards, shard[same], row[same]
 
-    def refresh(self) -> None:
+    def refresh(self, *, hidden: bool = False) -> None:
         """See which shards there are now, those of other processes among them."""
-        names, self.damaged = self._listed()
+        names, self.damaged = self._listed(hidden)
         known = {shard.path.name: shard for shard in self.shards}
         for name in sorted(names - known.keys() - self.unreadable.keys()):
             try:
@@ -133,7 +161,7 @@ class Cache:
             except FileNotFoundError:  # merged with others since the folder was listed
                 continue
             except (Damaged, OSError) as error:
-                self.unreadable[name] = str(error)
+                self.unreadable[name] = error
                 log.warning(f"{self.folder / name}: {error}; what it held is made again")
         self.shards = [known[name] for name in sorted(names & known.keys())]
 
@@ -144,15 +172,22 @@ class Cache:
             SettingsError: the folder cannot be written.
         """
         log.warning(f"{shard.path}: entry {row} is damaged ({reason}); it is not used any more")
+        self.damaged.setdefault(shard.path.stem, set()).add(row)
         try:
-            (self.folder / f"{shard.path.stem}.{row}{DAMAGED}").touch()
+            self.mark_of(shard, row).touch()
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _listed(self) -> tuple[set[str], dict[str, set[int]]]:
+    def mark_of(self, shard: Shard, row: int) -> Path:
+        """The file that says that an entry is damaged."""
+        return self.folder / f"{shard.path.stem}.{row}{DAMAGED}"
+
+    def _listed(self, hidden: bool) -> tuple[set[str], dict[str, set[int]]]:
         """Names of the shards, and rows that are out of use."""
         names, damaged = set(), dict[str, set[int]]()
         for name in os.listdir(self.folder) if self.folder.is_dir() else ():
+            if hidden and name.endswith(shards.HIDDEN):
+                name = name[1 : -len(shards.HIDDEN)]
             if name.startswith("."):
                 continue
             if name.endswith(shards.SUFFIX):
@@ -167,7 +202,7 @@ class Cache:
         waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         count = 0
         for number, shard in enumerate(self.shards):
-            with shard.path.open("rb", buffering=0) as file:
+            with shards.opened(shard.path) as file:
                 keys = shard.keys(file)
             rows = np.delete(np.arange(shard.count, dtype=np.int32), list(self.damaged.get(shard.path.stem, ())))
             waiting.append((np.full(len(rows), number, dtype=np.int32), rows, keys[rows]))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from otl.config import SettingsError
-from otl.datamodules.shards import DTYPES, KEY, Bytes, Damaged, Shard
+from otl.datamodules.shards import DTYPES, KEY, Bytes, Damaged, Shard, opened
 
 if TYPE_CHECKING:
     from otl.datamodules.cache import Cache
@@ -71,6 +71,7 @@ class Entries:
     Args:
         cache: where to read.
         keys: [n, 20] uint8.
+        hidden: as in `Cache.find`.
     """
 
     shards: list[Shard]  # of the cache
@@ -78,16 +79,16 @@ class Entries:
     row: np.ndarray  # [n] int32, which of its entries it is
     intact: np.ndarray  # [n] bool, whether this process has compared the checksum
 
-    def __init__(self, cache: Cache, keys: np.ndarray) -> None:
+    def __init__(self, cache: Cache, keys: np.ndarray, *, hidden: bool = True) -> None:
         self.cache, self.keys = cache, keys
-        self.locate()
+        self.locate(hidden=hidden)
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def locate(self) -> None:
+    def locate(self, *, hidden: bool = True) -> None:
         """Look where each entry lies now."""
-        self.shards, self.shard, self.row = self.cache.find(self.keys)
+        self.shards, self.shard, self.row = self.cache.find(self.keys, hidden=hidden)
         self.intact = np.zeros(len(self.keys), dtype=bool)
 
     def absent(self) -> np.ndarray:
@@ -149,7 +150,7 @@ class Files:
         if self.process != os.getpid():  # forked: the place in a file is shared with the parent
             self.close()
         if path not in self.opened:
-            self.opened[path] = path.open("rb", buffering=0)
+            self.opened[path] = opened(path)
             if len(self.opened) > self.limit:
                 self.opened.popitem(last=False)[1].close()
         self.opened.move_to_end(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,64 +23,57 @@ THREADS = os.cpu_count() or 1
 def fill_images(
     cache: Cache,
     encoder: Encoder,
-    pictures: list[Picture],
+    pictures: Collection[Picture],
     *,
     identity: str,
     background: str,
     batch_size: int,
     progress: Progress | None,
-    share: tuple[int, int] = (0, 1),
-) -> int:
-    """Put the latents that are missing, and return how many that were. What is made is kept if it ends early.
+) -> None:
+    """Put latents. What is made is kept if it ends early.
 
     Args:
         cache: where to.
         encoder: of the images.
-        pictures: all that are needed.
+        pictures: those to encode, each once.
         identity: of the encoder.
         background: colour under transparent pixels.
         batch_size: images encoded at once.
         progress: shows how far it is; None: nothing is shown.
-        share: which part of the work this process does: rank and number of ranks.
     """
-    by_key = {picture.key: picture for picture in pictures}
-    missing = [by_key[key] for key in cache.missing(by_key)][share[0] :: share[1]]
 
     def made() -> Iterator[Picture]:
-        for group, batch in decoded(by_bucket(missing, batch_size), background):
+        for group, batch in decoded(by_bucket(pictures, batch_size), background):
             with torch.no_grad():
                 latents = encoder.encode_image(batch.to(encoder.device))
             for picture, each in zip(group, latents):
                 cache.put(picture.key, {"latents": each}, Origin(picture.kind, type(encoder).__name__, identity))
                 yield picture
 
-    return _run(cache, made(), "images into the cache", len(missing), progress)
+    _run(cache, made(), "images into the cache", len(pictures), progress)
 
 
 def fill_prompts(
     cache: Cache,
     encoder: Encoder,
-    keys: dict[str, str],
+    prompts: dict[str, str],
     *,
     identity: str,
     batch_size: int,
     progress: Progress | None,
-    share: tuple[int, int] = (0, 1),
-) -> int:
-    """The same for captions; `keys` is caption -> key."""
-    prompts = {key: prompt for prompt, key in keys.items()}
-    missing = cache.missing(prompts)[share[0] :: share[1]]
+) -> None:
+    """The same for captions; `prompts` is key -> caption."""
     origin = Origin("prompt", type(encoder).__name__, identity)
 
     def made() -> Iterator[str]:
-        for group in chunks(missing, batch_size):
+        for group in chunks(list(prompts), batch_size):
             with torch.no_grad():
                 cond = encoder.encode_prompt([prompts[key] for key in group])
             for number, key in enumerate(group):
                 cache.put(key, {name: tensor[number] for name, tensor in cond.items()}, origin)
                 yield key
 
-    return _run(cache, made(), "captions into the cache", len(missing), progress)
+    _run(cache, made(), "captions into the cache", len(prompts), progress)
 
 
 def by_bucket(pictures: Iterable[Picture], batch_size: int) -> Iterator[list[Picture]]:
@@ -117,11 +110,10 @@ def _stacked(group: list[Picture], futures: list[Future[Any]]) -> tuple[list[Pic
     return group, torch.stack([future.result() for future in futures])
 
 
-def _run(cache: Cache, made: Iterator[Any], what: str, count: int, progress: Progress | None) -> int:
+def _run(cache: Cache, made: Iterator[Any], what: str, count: int, progress: Progress | None) -> None:
     """Go through all entries and show them."""
     try:
         for _ in made if progress is None or not count else progress(made, what, count):
             pass
     finally:
         cache.flush()
-    return count

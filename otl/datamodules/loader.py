@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from otl import rng
 from otl.config import Inpaint
 from otl.datamodules import images, masks
+from otl.datamodules.cache import Cache
 from otl.datamodules.entries import Entries
 from otl.datamodules.rounds import Draw, Epoch, Request
 from otl.datamodules.texts import Texts
@@ -28,6 +29,7 @@ VALIDATION = "validation"  # in the place of the round: validation is the same e
 class Cached:
     """What the cache holds for a dataset."""
 
+    cache: Cache
     latents: Entries | None  # of each sample all variations; None: pixels are served
     prompts: Entries | None  # one for each caption that can come up; None: captions alone are served
     prompt_numbers: dict[str, int]  # caption -> its place among `prompts`
@@ -182,6 +184,7 @@ class ResumableLoader(DataLoader[Batch]):
     """
 
     sampler: Order
+    dataset: Bucketed
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.sampler.begin()
@@ -190,6 +193,8 @@ class ResumableLoader(DataLoader[Batch]):
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             self.sampler.delivered += 1
+            if self.dataset.cached is not None:
+                self.dataset.cached.cache.beat()
             yield batch
 
     def state_dict(self) -> dict[str, int]:

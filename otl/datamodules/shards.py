@@ -7,6 +7,7 @@ metadata says what made them. A row's checksum covers names, dtypes and shapes o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -28,6 +29,7 @@ from otl.formats.files import whole
 
 FORMAT, VERSION = "otl cache", "1"  # in the header of each shard; raise the version when older readers would err
 SUFFIX = ".safetensors"
+HIDDEN = ".pruned"  # .NAME.pruned: a shard that is deleted in a moment, or comes back
 KEY = 20  # bytes
 CHECKSUM = 8  # bytes
 OWN = ("otl.crc32", "otl.key")  # tensors of every shard, behind the fields
@@ -55,6 +57,10 @@ Bytes = np.ndarray
 
 class Damaged(ValueError):
     """A file or a row that cannot be what was written; says why."""
+
+
+class Foreign(Damaged):
+    """A whole file of something else, or of another version."""
 
 
 class Origin(NamedTuple):
@@ -114,15 +120,18 @@ class Shard:
         """Read the header.
 
         Raises:
-            Damaged: the file is not whole, or no shard that this version reads.
+            Damaged: the file is not whole.
+            Foreign: it is no shard, or one of another version.
             OSError: it is gone or cannot be read.
         """
-        with path.open("rb", buffering=0) as file:
+        with opened(path) as file:
             header, start, size = _header(file)
         try:
             shard = cls(path, *_parsed(header), start)
+        except Damaged:
+            raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise Damaged(f"no shard of the cache ({error!r})") from error
+            raise Damaged(f"its header makes no sense ({error!r})") from error
         if shard.end != size:
             raise Damaged(f"{size} bytes in the place of {shard.end}")
         return shard
@@ -177,6 +186,23 @@ class Shard:
             raise Damaged("the checksum is another one")
 
 
+def hidden(path: Path) -> Path:
+    """Where a shard lies while it is decided whether it is deleted."""
+    return path.with_name(f".{path.name}{HIDDEN}")
+
+
+def opened(path: Path) -> FileIO:
+    """A shard, also while it is hidden.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    for name in (path, hidden(path), path):  # it may have come back meanwhile
+        with contextlib.suppress(FileNotFoundError):
+            return name.open("rb", buffering=0)
+    raise FileNotFoundError(path)
+
+
 def write(folder: Path, origin: Origin, fields: Fields, entries: Sequence[Entry]) -> Path:
     """A new shard, which appears whole or not at all.
 
@@ -218,10 +244,10 @@ def _tensors(fields: Fields, count: int) -> dict[str, dict[str, Any]]:
 
 
 def _parsed(header: dict[str, Any]) -> tuple[Origin, Fields, int]:
-    """What a header says of its entries; raises what a header of something else leads to."""
-    about = header.pop("__metadata__")
-    if (about["format"], about["version"]) != (FORMAT, VERSION):
-        raise ValueError(f"{about['format']}, version {about['version']}")
+    """What a header says of its entries; raises whatever a damaged one leads to."""
+    about = header.pop("__metadata__", {})
+    if (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+        raise Foreign(f"no shard of the cache's version {VERSION}")
     origin = Origin(*(about[name] for name in Origin._fields))
     count = int(about["count"])
     tensors = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
