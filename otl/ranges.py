@@ -18,6 +18,7 @@ from otl.urls import hub_hint, is_url, unreadable
 from otl.wording import as_number, meant, show
 
 DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", "caption", "mask", "rank")}
+CACHE = "otl.tasks.cache.cache"
 REPEAT = "otl.tasks.repeat.repeat"
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "fp32", "fp16", 32, 16)
 CHOICES: dict[str, tuple[Any, ...]] = {"output.dtype": ("fp32", "fp16", "bf16"), "trainer.precision": PRECISIONS}
@@ -150,6 +151,7 @@ RANGES = {  # `*` stands for one name
     "trainer.max_epochs": COUNT,
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.gradient_clip_val": Range(0),
+    "task.days": COUNT,
     "callbacks.*.every": COUNT,
     "callbacks.checkpoint.keep": COUNT,
     "callbacks.checkpoint.every_minutes": POSITIVE,
@@ -334,7 +336,10 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
     places = {f"data.concepts.{name}.path": concept.get("path") for name, concept in concepts.items()}
     places["data.path"] = data.get("path")
     task = (settings.get("task") or {}).get("_target_")
-    if task in DATA_TASKS and not data.get("path") and not data.get("concepts"):
+    if task == CACHE:
+        yield from _check_cache(settings["task"], data)
+    needs_images = task in DATA_TASKS and not (task == CACHE and settings["task"].get("action") != "fill")
+    if needs_images and not data.get("path") and not data.get("concepts"):
         ways = "data.path=photos/ or data.concepts.NAME.path=photos/"
         yield Problem(
             "data.path",
@@ -353,6 +358,15 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
     if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
         yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
     yield from _check_manifest(settings.get("manifest"), repeats=task == REPEAT)
+
+
+def _check_cache(task: dict[str, Any], data: dict[str, Any]) -> Iterator[Problem]:
+    """What would have no effect on the cache."""
+    for name, idle in (("delete", False), ("days", None)):
+        if task.get(name, idle) != idle and task.get("action") != "prune":
+            yield Problem(f"task.{name}", f"{show(task[name])} would have no effect: it needs task.action=prune")
+    if task.get("action") == "fill" and data.get("cache") is False:
+        yield Problem("data.cache", "false, so that no run of these settings would read what task=cache makes")
 
 
 def _check_manifest(manifest: Any, *, repeats: bool) -> Iterator[Problem]:

@@ -189,6 +189,15 @@ def identity_that_forgets_the_weights(family):
     return Broken
 
 
+@breaks(testing.check_encoders_load_alone, "prompt_identity is another without the denoiser")
+def identity_of_the_whole_pipeline(family):
+    class Broken(family):
+        def prompt_identity(self):
+            return f"{super().prompt_identity()} {self.part('denoiser').proj_in.weight.device}"
+
+    return Broken
+
+
 @breaks(testing.check_predict_shape, "-> prediction")
 def prediction_with_the_variance(family):
     class Broken(family):

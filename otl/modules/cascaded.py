@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -88,10 +88,10 @@ class CascadedModule(DiffusionModule):
         """Where a part may lie in its repository; the first that is there is taken."""
         return (name,)
 
-    def load_pipeline(self) -> Any:
+    def load_pipeline(self, without: Sequence[str] = ()) -> Any:
         """The small parts first, so that what is missing is told in seconds."""
         self.require_decoders()
-        parts = {name: self.load_part(name) for name in reversed(self.part_names)}
+        parts = {name: None if name in without else self.load_part(name) for name in reversed(self.part_names)}
         return self.assembled(parts)
 
     def load_part(self, name: str) -> nn.Module:
@@ -110,7 +110,7 @@ class CascadedModule(DiffusionModule):
         source, setting = self.source(name)
         return fetching.fetch_other(part_class, source, name, setting=setting)
 
-    def assembled(self, parts: dict[str, nn.Module]) -> Any:
+    def assembled(self, parts: dict[str, nn.Module | None]) -> Any:
         """The stock pipeline; the image encoder, of which it knows nothing, is an attribute beside its parts."""
         effnet = parts.pop("effnet")
         pipeline = self.pipeline_class(

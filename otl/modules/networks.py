@@ -38,11 +38,18 @@ class Networks(LightningModule):
         self.pipeline = self.load_skeleton()
         self.prepare()
 
+    def load_encoders(self) -> None:
+        """All but the denoiser with weights, and that without: enough to fill the cache."""
+        denoiser = getattr(self.load_skeleton(), self.denoiser)
+        self.pipeline = self.load_pipeline(without=[self.denoiser])
+        setattr(self.pipeline, self.denoiser, denoiser)
+        self.prepare()
+
     def load_pipeline(self, without: Sequence[str] = ()) -> Any:
         """The pipeline with its weights on the CPU; a family that makes its own overrides it.
 
         Args:
-            without: parts that are left out; asked for where `encodes_ahead` alone.
+            without: parts that may be left out.
         """
         return loading.load(self, self.checkpoint, dtypes=self.part_dtypes(), without=without)
 

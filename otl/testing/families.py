@@ -341,6 +341,19 @@ def check_identities(factory: Factory) -> None:
         require(before != two.prompt_identity(), f"prompt_identity does not see {name}")
 
 
+def check_encoders_load_alone(factory: Factory) -> None:
+    """Without the denoiser's weights the encoders give what they give in a run: so is the cache filled ahead."""
+    module, alone = loaded(factory), factory()
+    alone.load_encoders()
+    require(alone.image_identity() == module.image_identity(), "image_identity is another without the denoiser")
+    require(alone.prompt_identity() == module.prompt_identity(), "prompt_identity is another without the denoiser")
+    require(all(p.is_meta for p in alone.part("denoiser").parameters()), "load_encoders loads the denoiser, too")
+    pixels = pictures(module)
+    require(torch.equal(encoded(alone, pixels), encoded(module, pixels)), "latents are others without the denoiser")
+    cond, other = prompted(module, CAPTIONS), prompted(alone, CAPTIONS)
+    require(all(torch.equal(cond[key], other[key]) for key in cond), "conditioning is another without the denoiser")
+
+
 # The denoiser
 
 
@@ -592,6 +605,7 @@ CHECKS = (
     check_prompt_shape,
     check_prompt_batch,
     check_identities,
+    check_encoders_load_alone,
     check_predict_shape,
     check_predict_depends,
     check_predict_batch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,10 +78,10 @@ class Example(DiffusionModule):
     def part_classes(cls) -> dict[str, Any]:
         return {"transformer": BlockTransformer, "text_encoder": WordEncoder}
 
-    def load_pipeline(self) -> ExamplePipeline:
-        """Made from the seed, or loaded as every family's."""
+    def load_pipeline(self, without: Sequence[str] = ()) -> ExamplePipeline:
+        """Made from the seed, which is all or nothing, or loaded as every family's."""
         if not self.checkpoint.startswith(BY_SEED):
-            return super().load_pipeline()
+            return super().load_pipeline(without)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.weights_seed())
             pipeline = made()
