@@ -22,7 +22,7 @@ from otl.formats.files import ASIDE
 from otl.types import Progress
 
 OWN = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}")  # names that shards have
-STALE = 3600.0  # seconds after which an unfinished file was left behind by a process that was killed
+STALE = 3600.0  # seconds after which what is unfinished or hidden was left behind by a process that was killed
 SMALL = 0.5  # share of a full shard below which one is merged with others
 
 
@@ -171,13 +171,15 @@ def replaced(cache: Cache, shard: Shard, rows: Sequence[int], needed: Needed) ->
         Whether it is done; else the records have changed, and what is needed was looked up anew.
     """
     entries = list(intact(cache, shard, rows, []))
-    if entries:
-        shards.write(cache.folder, shard.origin, shard.fields, entries)
+    written = shards.write(cache.folder, shard.origin, shard.fields, entries) if entries else None
     hidden = shards.hidden(shard.path)
     with contextlib.suppress(FileNotFoundError):  # merged or deleted by another process
         os.replace(shard.path, hidden)
     if needed.outdated:
-        restore(cache.folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(hidden, shard.path)
+        if written is not None:
+            written.unlink(missing_ok=True)
         needed.look()
         return False
     hidden.unlink(missing_ok=True)
@@ -189,7 +191,8 @@ def restore(folder: Path) -> None:
     """Bring back what was hidden when pruning was cut short."""
     for path in folder.glob(f".*{shards.HIDDEN}"):
         with contextlib.suppress(FileNotFoundError):  # brought back by another process
-            os.replace(path, path.with_name(path.name[1 : -len(shards.HIDDEN)]))
+            if time.time() - path.stat().st_ctime > STALE:
+                os.replace(path, path.with_name(path.name[1 : -len(shards.HIDDEN)]))
 
 
 def delete(cache: Cache, shard: Shard) -> None:

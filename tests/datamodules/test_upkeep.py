@@ -163,10 +163,13 @@ def test_files_left_by_killed_processes_go_and_those_of_others_stay(tmp_path):
     }  # fmt: skip
 
 
-def test_what_was_hidden_when_pruning_was_cut_short_comes_back(tmp_path):
+def test_what_was_hidden_when_pruning_was_cut_short_comes_back(tmp_path, monkeypatch):
     path = put(tmp_path, 1)
     path.rename(shards.hidden(path))
     use(tmp_path, 1)
+    upkeep.prune(Cache(tmp_path), days=None, really=True)
+    assert there(tmp_path) == []  # it may be another process that is at it
+    monkeypatch.setattr(upkeep, "STALE", 0)
     upkeep.prune(Cache(tmp_path), days=None, really=True)
     assert there(tmp_path) == [1]
 
@@ -188,7 +191,7 @@ def test_a_run_that_begins_while_a_shard_is_deleted_keeps_what_it_uses(tmp_path,
     upkeep.prune(Cache(tmp_path), days=None, really=True)
     if recorded == (2,):
         assert entries[1].read([0])["x"].tolist() == [[2, 2]]
-        assert set(there(tmp_path)) == {1, 2}
+        assert there(tmp_path) == [1, 2]
     else:
         assert list(entries[1].absent()) == [0] and there(tmp_path) == [1]
 
