@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from otl.config import Data, Inpaint, MaskSource, PartialBatches, SettingsError
-from otl.datamodules import filling, uses, views
+from otl.datamodules import filling, shapes, uses, views
 from otl.datamodules.cache import Cache, prompt_key
 from otl.datamodules.entries import Entries
 from otl.datamodules.files import content_hash
@@ -120,7 +120,8 @@ class BucketedDataModule(LightningDataModule):
         conds = self._prompt_keys(prompt_encoder) if prompts else None
         pictures = [picture for each in entries for picture in each.pictures + each.masked]
         keys = [*(picture.key for picture in pictures), *(conds or {}).values()]
-        cache.record(uses.described(self.data, self.resolution, type(encoder).__name__), keys)
+        resolutions = shapes.shown_at(self.data, self.resolution, self.step)
+        cache.record(uses.described(self.data, resolutions, type(encoder).__name__), keys)
         for missing in self._shares(cache, keys):
             shared = {"batch_size": self.data.encode_batch_size, "progress": progress}
             lacking = {picture.key: picture for picture in pictures if picture.key in missing}

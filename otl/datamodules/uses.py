@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +59,11 @@ class Pulse:
                 os.utime(self.path)
 
 
-def described(data: Data, resolution: int, family: str) -> str:
+def described(data: Data, resolutions: Iterable[int], family: str) -> str:
     """Which dataset it is: the same text as long as its images come from the same places."""
     paths = [concept.path for concept in data.concepts.values() if concept.enabled] + [data.path] * bool(data.path)
     places = sorted(path if "://" in path else str(Path(path).expanduser().absolute()) for path in paths)
-    return f"{', '.join(places)} at {resolution} px for {family}"
+    return f"{', '.join(places)} at {', '.join(map(str, resolutions))} px for {family}"
 
 
 def record(folder: Path, dataset: str, keys: np.ndarray) -> Pulse:
@@ -79,8 +80,10 @@ def record(folder: Path, dataset: str, keys: np.ndarray) -> Pulse:
     try:
         os.utime(path)
     except FileNotFoundError:
-        with whole(path) as aside:
+        own = path.with_suffix(f".{uuid.uuid4().hex}")  # ranks on several machines write the same record at once
+        with whole(own) as aside:
             save_file({OWN[1]: keys}, aside, {**FORMAT, "dataset": dataset})
+        os.replace(own, path)
     return Pulse(path)
 
 

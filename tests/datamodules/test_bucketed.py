@@ -235,7 +235,7 @@ def test_ranks_share_the_work(tmp_path, shared, made):
 
     def run(rank: int) -> None:
         each = module(data(path, cache_dir=str(tmp_path / f"cache{0 if shared else rank}")))
-        strategy = SimpleNamespace(barrier=lambda name: together.wait(200))
+        strategy = SimpleNamespace(barrier=lambda name: together.wait(60))
         each.trainer = SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy)
         each.fill_cache(encoders[rank], images=True, prompts=True)
 
