@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
@@ -130,7 +131,7 @@ class BucketedDataModule(LightningDataModule):
                 cache, encoder, lacking.values(), identity=image_encoder, background=self.data.background, **shared
             )
             filling.fill_prompts(cache, encoder, texts, identity=prompt_encoder, **shared)
-        self._serve(cache, entries, conds)
+        self._serve(cache, entries, conds, prompt_encoder)
 
     def train_dataloader(self) -> ResumableLoader:
         rank, world_size = self._ranks()
@@ -149,16 +150,22 @@ class BucketedDataModule(LightningDataModule):
         dataset = self._dataset(self.validation_variations, training=False, cached=self.validation_cached)
         return DataLoader(dataset, sampler=order, **options(self.data.workers))
 
-    def _serve(self, cache: Cache, wanted: list[Wanted], conds: dict[str, str] | None) -> None:
+    def _serve(self, cache: Cache, wanted: list[Wanted], conds: dict[str, str] | None, prompt_encoder: str) -> None:
         """From now on the loaders read the cache."""
         prompts = None if conds is None else cache.entries(conds.values())
-        numbers = {text: number for number, text in enumerate(conds or ())}
 
         def entries(pictures: list[Picture]) -> Entries | None:
             return cache.entries(picture.key for picture in pictures) if pictures else None
 
         self.train_cached, self.validation_cached = (
-            Cached(cache, entries(each.pictures), prompts, numbers, entries(each.masked), each.marks)
+            Cached(
+                cache,
+                entries(each.pictures),
+                prompts,
+                prompt_encoder,
+                entries(each.masked),
+                np.array(each.marks, dtype=np.int64),
+            )
             for each in wanted or [Wanted(), Wanted()]
         )
 

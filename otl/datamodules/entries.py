@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,15 @@ class Entries:
         """Look where each entry lies now."""
         self.shards, self.shard, self.row = self.cache.find(self.keys, hidden=hidden)
         self.intact = np.zeros(len(self.keys), dtype=bool)
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """From keys to numbers, where they are not known."""
+        return Lookup(self.keys)
+
+    def numbers(self, keys: Iterable[str]) -> list[int]:
+        """The numbers of keys that are among those of the dataset."""
+        return self.lookup.positions(packed(keys)).tolist()
 
     def absent(self) -> np.ndarray:
         """Numbers of the keys without an entry."""

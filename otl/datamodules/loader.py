@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from otl import rng
 from otl.config import Inpaint
 from otl.datamodules import images, masks
-from otl.datamodules.cache import Cache
+from otl.datamodules.cache import Cache, prompt_key
 from otl.datamodules.entries import Entries
 from otl.datamodules.rounds import Draw, Epoch, Request
 from otl.datamodules.texts import Texts
@@ -32,9 +33,9 @@ class Cached:
     cache: Cache
     latents: Entries | None  # of each sample all variations; None: pixels are served
     prompts: Entries | None  # one for each caption that can come up; None: captions alone are served
-    prompt_numbers: dict[str, int]  # caption -> its place among `prompts`
-    masked: Entries | None = None  # one for each of them with its mask over it; None: not cached
-    marks: Sequence[int] = ()  # one for each sample: a number that depends on the seed and on what it shows
+    prompt_encoder: str  # its identity, from which with a caption the key follows
+    masked: Entries | None  # one for each of the latents with its mask over it; None: not cached
+    marks: np.ndarray  # [samples] int64, a number that depends on the seed and on what the sample shows
 
 
 class Bucketed(Dataset[Batch]):
@@ -106,7 +107,7 @@ class Bucketed(Dataset[Batch]):
         views = self.variations
         if self.cached is None or self.cached.latents is None:
             return [views.fresh(index, int(key)) for (index, _), key in zip(draws, keys)], []
-        marks = [self.cached.marks[index] for index, _ in draws]
+        marks = self.cached.marks[[index for index, _ in draws]].tolist()
         numbers = [views.number(index, round_number, draw, mark) for (index, draw), mark in zip(draws, marks)]
         shown = [views.view(index, number, mark) for (index, _), number, mark in zip(draws, numbers, marks)]
         return shown, [index * views.count + number for (index, _), number in zip(draws, numbers)]
@@ -135,7 +136,8 @@ class Bucketed(Dataset[Batch]):
         """The conditioning of each caption, stacked."""
         if self.cached is None or self.cached.prompts is None:
             return None
-        return self.cached.prompts.read([self.cached.prompt_numbers[text] for text in texts])
+        keys = [prompt_key(text, self.cached.prompt_encoder) for text in texts]
+        return self.cached.prompts.read(self.cached.prompts.numbers(keys))
 
 
 def latents_of(entries: Entries | None, numbers: list[int]) -> Tensor | None:

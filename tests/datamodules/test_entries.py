@@ -62,6 +62,11 @@ def test_the_place_of_an_entry_takes_29_bytes(tmp_path):
     assert kept < 9 * 20_000 + 50_000  # the keys were there before
 
 
+def test_an_entry_has_the_number_of_its_key(tmp_path):
+    entries = filled(tmp_path, 9, shards=3).entries(keys(9))
+    assert entries.numbers([keys(9)[number] for number in (4, 0, 8, 4)]) == [4, 0, 8, 4]
+
+
 def test_a_checksum_is_compared_once(tmp_path):
     cache = filled(tmp_path, 2)
     entries = cache.entries(keys(2))

@@ -150,7 +150,7 @@ def test_what_is_cached_is_what_the_batch_says_of_it(photos):
     of = made(photos, GEOMETRY, cached=True, image_variations=2)
     for batch in epoch(of, 4):
         for row, index in enumerate(batch.index):
-            mark = of.train_cached.marks[int(index)]
+            mark = int(of.train_cached.marks[int(index)])
             views = of.variations.kept(int(index), mark)
             shown = [images.pixels(of.samples[index].path, view, "white") for view in views]
             latents = [torch.nn.functional.avg_pool2d(each, 4) for each in shown]
