@@ -117,6 +117,8 @@ RANGES = {  # `*` stands for one name
     "sample.height": PIXELS,
     "sample.width": PIXELS,
     "task.batch_size": COUNT,
+    "task.timesteps": COUNT,
+    "task.worst": COUNT,
     "task.smooth": Range(0),
     "task.unmasked": Range(0, 1, high_excluded=True),
     "task.alpha": SHARE,

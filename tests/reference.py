@@ -22,7 +22,7 @@ from otl.signatures import ANY, describe, signature
 from otl.sources import Unclear, bases, find_module, lookup
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
-GROUPS = ("task", "model", "method", "optimizer", "scheduler", "trainer", "logger", "callbacks")
+GROUPS = ("task", "captioner", "masker", "model", "method", "optimizer", "scheduler", "trainer", "logger", "callbacks")
 COMMENT = re.compile(r"(?:^|\s)# (?P<text>.*)$")
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[\w-]+):(?P<rest>.*)$")
 SCHEMA = Path(config.__file__).read_text(encoding="utf-8").splitlines()
@@ -194,6 +194,7 @@ def called(group: str, path: Path) -> tuple[str, list[Row], list[str]]:
     """An option of a group: its target, the settings that its YAML or OTL documents, and the names of the rest."""
     text = path.read_text(encoding="utf-8")
     values, comments = yaml.safe_load(text) or {}, yaml_comments(text)
+    values.pop("defaults", None)
     target = values.pop("_target_", "")
     return target, *rows(group, target, values, comments)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -99,6 +99,22 @@ class Progress(Clocked):
         if self._bar is not None:
             stop_bar(self._bar)
             self._bar = None
+
+
+class Ranking(Callback):
+    """How far a prediction is, in batches."""
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int) -> None:
+        """Here, because what is made before the first batch has bars of its own."""
+        if batch_idx == 0:
+            count = int(trainer.num_predict_batches[0])
+            self._shown = track(range(count), "batches ranked", count)
+            next(self._shown)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        next(self._shown, None)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SMALLEST, LARGEST = 192, 512  # pixels: sides of a picture on a sheet; small ones are enlarged by whole factors
 GAP = 8  # pixels
+TILE = 256  # pixels: sides of the square that a picture of a grid lies in
 LINES = 3  # of a caption; the rest is cut
 
 
@@ -37,6 +38,23 @@ def sheet(rows: list[tuple[str, list[Image.Image]]], columns: list[str]) -> Imag
             draw.text((GAP, top - GAP // 2), text, "black", font)
             top += line
         top += GAP
+    return page
+
+
+def grid(tiles: list[tuple[str, Image.Image]], across: int = 5) -> Image.Image:
+    """Pictures of any shape, each with a caption under it."""
+    font = ImageFont.load_default(13)
+    line = sum(font.getmetrics()) + 2
+    across = min(across, len(tiles))
+    w, h = TILE + GAP, TILE + GAP + LINES * line + GAP
+    page = Image.new("RGB", (GAP + across * w, GAP + -(-len(tiles) // across) * h), "white")
+    draw = ImageDraw.Draw(page)
+    for number, (caption, picture) in enumerate(tiles):
+        left, top = GAP + number % across * w, GAP + number // across * h
+        inside = ImageOps.contain(picture.convert("RGB"), (TILE, TILE))
+        page.paste(inside, (left + (TILE - inside.width) // 2, top + (TILE - inside.height) // 2))
+        for row, text in enumerate(wrapped(caption, font, TILE)):
+            draw.text((left, top + TILE + GAP // 2 + row * line), text, "black", font)
     return page
 
 

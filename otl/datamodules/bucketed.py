@@ -51,6 +51,7 @@ class BucketedDataModule(LightningDataModule):
     rounds: Rounds  # of `samples`
     variations: Variations  # of `samples`
     validation_variations: Variations
+    purpose = ""  # of what the cache is used for, where that is not training: such a use is recorded beside it
 
     def __init__(
         self,
@@ -87,13 +88,17 @@ class BucketedDataModule(LightningDataModule):
         """
         if self.scanned is not None:
             return
-        samples, problems = scan(self.data, self.inpaint)
+        samples, problems = self.scanned = scan(self.data, self.inpaint)
         _require(problems)
+        self.arrange(samples)
+        self.problems = problems + placing(self.layout, self.validation_layout)
+        _require(self.problems)
+
+    def arrange(self, samples: list[Sample]) -> None:
+        """Give the samples to train on, and those held out, their places and turns."""
         where = {"resolution": self.resolution, "step": self.step, "seed": self.seed}
         self.layout, self.validation_layout = laid_out(samples, self.data, **where)
         self.samples, self.validation_samples = self.layout.samples, self.validation_layout.samples
-        self.scanned, self.problems = (samples, problems), problems + placing(self.layout, self.validation_layout)
-        _require(self.problems)
         self.rounds = rounds(self.layout, self.data, self.seed)
         varied = augments(self.data)
         settled = {concept: views.settled(augment) for concept, augment in varied.items()}
@@ -122,7 +127,8 @@ class BucketedDataModule(LightningDataModule):
         pictures = [picture for each in entries for picture in each.pictures + each.masked]
         keys = [*(picture.key for picture in pictures), *(conds or {}).values()]
         resolutions = shapes.shown_at(self.data, self.resolution, self.step)
-        cache.record(uses.described(self.data, resolutions, type(encoder).__name__), keys)
+        dataset = uses.described(self.data, resolutions, type(encoder).__name__) + self.purpose
+        cache.record(dataset, keys)
         for missing in self._shares(cache, keys):
             shared = {"batch_size": self.data.encode_batch_size, "progress": progress}
             lacking = {picture.key: picture for picture in pictures if picture.key in missing}
@@ -149,6 +155,11 @@ class BucketedDataModule(LightningDataModule):
         order = [(VALIDATION, draws) for _, draws in stream.epoch(0, rank=rank, world_size=world_size)]
         dataset = self._dataset(self.validation_variations, training=False, cached=self.validation_cached)
         return DataLoader(dataset, sampler=order, **options(self.data.workers))
+
+    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """As in validation; Lightning asks for it before any hook, so that what training does first is done here."""
+        self.trainer.lightning_module.on_fit_start()
+        return self.val_dataloader()
 
     def _serve(self, cache: Cache, wanted: list[Wanted], conds: dict[str, str] | None, prompt_encoder: str) -> None:
         """From now on the loaders read the cache."""

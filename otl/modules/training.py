@@ -178,12 +178,22 @@ class Training(LightningModule):
         """Done by `optimizer_step`."""
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same noise every time, at evenly spaced timesteps: only the weights make the loss differ."""
+        """The same noise every time: only the weights make the loss differ."""
+        self.validated += totalled(self.spaced_losses(batch, VALIDATION_TIMESTEPS).mean(1))
+
+    def spaced_losses(self, batch: Batch, count: int) -> Tensor:
+        """[B, count] losses at evenly spaced timesteps, each with noise of its own that only `batch.key` decides."""
         steps = [
-            self.losses(batch, u=torch.full((len(batch.captions),), (k + 0.5) / VALIDATION_TIMESTEPS), stream=f"val{k}")
-            for k in range(VALIDATION_TIMESTEPS)
+            self.losses(batch, u=u.expand(len(batch.captions)), stream=f"val{k}") for k, u in enumerate(spaced(count))
         ]
-        self.validated += totalled(torch.stack(steps).mean(0))
+        return torch.stack(steps, dim=1)
+
+    ranked_timesteps = VALIDATION_TIMESTEPS  # of `predict_step`; set by tasks/rank.py
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """[B] sample numbers and [B, ranked_timesteps] losses, with the same noise for all samples."""
+        same = torch.full_like(batch.key, rng.key(self.seed, "rank"))
+        return batch.index.cpu(), self.spaced_losses(batch._replace(key=same), self.ranked_timesteps).float().cpu()
 
     def on_validation_epoch_start(self) -> None:
         self.validated = torch.zeros(2, device=self.device)  # sum of the losses, number of images
@@ -268,6 +278,11 @@ class Training(LightningModule):
         factors = [stopping.factor(self.lr_schedule, group, self.total_steps) for group in self.groups]
         by_step = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
+
+
+def spaced(count: int) -> Tensor:
+    """[count] numbers in 0..1, evenly spaced and as far from the ends as half of what lies between them."""
+    return (torch.arange(count) + 0.5) / count
 
 
 def totalled(losses: Tensor) -> Tensor:

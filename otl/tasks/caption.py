@@ -47,7 +47,8 @@ def caption(
     pen = Pen(mode, prefix, suffix, SEPARATOR if separator is None else separator)
     found = editing.found(settings)
     require_text_files(found)
-    record = editing.Record((run_dir() if folder is None else folder) / "caption.csv", "caption", "before")
+    table = (run_dir() if folder is None else folder) / "caption.csv"
+    record = editing.Record(table, "caption", "before", overwrite=settings.output.overwrite)
     there = captions_there(editing.alone(found, file_of, record), mode, record)
     if there:
         captioner: Captioner = editing.tool(settings.captioner, settings.trainer)

@@ -56,9 +56,17 @@ class Record:
     Args:
         file: a CSV.
         columns: behind image, outcome and reason.
+        overwrite: whether an earlier one may be replaced.
+
+    Raises:
+        SettingsError: there is an earlier one, and it may not.
     """
 
-    def __init__(self, file: Path, *columns: str) -> None:
+    def __init__(self, file: Path, *columns: str, overwrite: bool = False) -> None:
+        if file.exists() and not overwrite:
+            raise SettingsError(
+                f"{file} is of an earlier run: choose another hydra.run.dir, or replace it with output.overwrite=true"
+            )
         self.file, self.empty = file, [""] * len(columns)
         self.counts: Counter[str] = Counter()  # of what was written, and of what was left for each reason
         self.failures: list[str] = []

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["fill", "replace", "add", "subtract", "blend"]
 ALPHA = 0.5
-WHITE = 0.5  # what training takes for white is above it
+WHITE = 0.5  # above it an inpainting model paints
 
 
 def mask(
@@ -56,7 +56,8 @@ def mask(
     """
     brush = Brush(mode, invert, grow, smooth, unmasked, ALPHA if alpha is None else alpha)
     found = editing.found(settings)
-    record = editing.Record((run_dir() if folder is None else folder) / "mask.csv", "mask", "white")
+    table = (run_dir() if folder is None else folder) / "mask.csv"
+    record = editing.Record(table, "mask", "white", overwrite=settings.output.overwrite)
     todo, empty = wanted(editing.alone(found, written, record), mode, record), 0
     if todo:
         masker: Masker = editing.tool(settings.masker, settings.trainer)

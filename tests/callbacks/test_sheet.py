@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageFont
 
-from otl.callbacks.sheet import fitted, sheet, wrapped
+from otl.callbacks.sheet import fitted, grid, sheet, wrapped
 
 
 def test_every_picture_is_in_its_row_and_column() -> None:
@@ -19,6 +19,18 @@ def test_every_picture_is_in_its_row_and_column() -> None:
         assert [colour for colour in middle if colour in found and found[colour] == 200 * 300] == [
             row[k] for row in colours
         ]
+
+
+def test_pictures_of_any_shape_lie_in_equal_squares_of_a_grid() -> None:
+    """A square is 256 pixels, 8 lie between two; a row is a square and what is under it high."""
+    sizes = [(512, 512), (100, 50), (30, 300)]
+    pictures = [Image.new("RGB", size, (10 * n + 10, 0, 0)) for n, size in enumerate(sizes)]
+    page = grid([("a caption", picture) for picture in pictures], across=2)
+    assert page.width == 8 + 2 * (256 + 8)
+    found = {colour: count for count, colour in page.getcolors(1 << 20)}
+    assert [found[10 * n + 10, 0, 0] for n in range(3)] == [256 * 256, 256 * 128, 26 * 256]
+    row = (page.height - 8) // 2
+    assert [page.getpixel(at)[0] for at in ((136, 136), (400, 136), (136, 136 + row))] == [10, 20, 30]
 
 
 @pytest.mark.parametrize(

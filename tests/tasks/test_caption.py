@@ -121,7 +121,7 @@ def test_a_caption_in_json_is_one_too_and_is_added_to(run: Run, photos: Path) ->
     (photos / "red.json").write_text('{"caption": "a wall"}')
     sources = "data.captions.sources=[file,json,name]"
     assert [row["reason"] for row in run(sources)] == ["captioned already"] * 2
-    run(sources, "task.mode=append")
+    run(sources, "task.mode=append", "output.overwrite=true")
     assert read_captions(photos / "red.txt") == ["a wall, red"]
 
 
@@ -178,6 +178,13 @@ def test_a_folder_that_is_in_the_dataset_twice_is_captioned_once(run: Run, photo
     rows = run("task.mode=append", f"data.concepts.more.path={photos / 'more'}")
     assert len(rows) == 2
     assert read_captions(photos / "more" / "sky.v2.txt") == ["a sky, blue sky", "the sky, blue sky"]
+
+
+def test_an_earlier_table_is_not_written_over_unasked(run: Run, photos: Path) -> None:
+    run()
+    with pytest.raises(SettingsError, match=r"caption\.csv is of an earlier run"):
+        run("task.mode=replace")
+    assert read_captions(photos / "red.txt") == ["red"]
 
 
 def test_where_all_are_captioned_nothing_is_loaded(run: Run, photos: Path) -> None:

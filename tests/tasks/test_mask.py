@@ -99,7 +99,7 @@ def test_a_folder_of_masks_has_the_subfolders_of_the_images(run: Run, photos: Pa
 
 def test_a_mask_is_no_image_to_mask(run: Run, photos: Path) -> None:
     for _ in range(2):
-        rows = run(f"data.mask_folder={photos / 'masks'}", "task.mode=replace")
+        rows = run(f"data.mask_folder={photos / 'masks'}", "task.mode=replace", "output.overwrite=true")
     assert [Path(row["image"]).name for row in rows] == ["a.png"]
 
 
