@@ -194,8 +194,9 @@ def called(group: str, path: Path) -> tuple[str, list[Row], list[str]]:
     """An option of a group: its target, the settings that its YAML or OTL documents, and the names of the rest."""
     text = path.read_text(encoding="utf-8")
     values, comments = yaml.safe_load(text) or {}, yaml_comments(text)
-    values.pop("defaults", None)
+
     target = values.pop("_target_", "")
+    values.pop("defaults", None)  # Hydra's own
     return target, *rows(group, target, values, comments)
 
 
