@@ -101,7 +101,7 @@ def test_two_ranks_train_as_one_does_with_their_batches_together(train, tmp_path
 
     assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1", "multirun.yaml"]
     assert not (tmp_path / "runs").exists()
-    assert [path.name for path in (both / "checkpoints").iterdir()] == ["step-00000003.ckpt"]
+    assert {path.name for path in (both / "checkpoints").iterdir()} == {"index.json", "step-00000003.ckpt"}
     assert (both / "samples" / "before-after.png").is_file()
     plan = json.loads((both / "plan.json").read_text())
     assert (plan["ranks"], plan["steps_per_epoch"]) == (2, 1)

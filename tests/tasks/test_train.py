@@ -2,7 +2,6 @@
 
 import csv
 import json
-import pathlib
 import shutil
 
 import pytest
@@ -233,23 +232,3 @@ def test_held_out_images_give_a_validation_loss(run, settings, photos):
 def test_a_run_without_a_full_batch_is_refused_before_weights_are_loaded(run):
     with pytest.raises(SettingsError, match="would take no step"):
         run("run", "data.partial_batches=drop", "data.batch_size=64")
-
-
-class Hostile:
-    """Unpickled, it writes a file."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return pathlib.Path.touch, (self.target,)
-
-
-def test_a_checkpoint_that_could_run_code_is_not_loaded(run, tmp_path):
-    folder = run("run", "trainer.max_steps=3")
-    path = folder / "checkpoints" / "step-00000003.ckpt"
-    state = torch.load(path, weights_only=True)
-    torch.save(state | {"gift": Hostile(tmp_path / "RAN")}, path)
-    with pytest.raises(SettingsError, match=r"resume=.*step-00000003\.ckpt: not loaded"):
-        run("again", f"resume={path}", "trainer.max_steps=6")
-    assert not (tmp_path / "RAN").exists()
