@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from otl.datamodules.rounds import Rounds, groups
 from otl.datamodules.scan import scan
 from otl.datamodules.texts import Texts
 from otl.datamodules.variations import Variations, augments
-from otl.datamodules.wanted import Picture, Wanted, wanted
+from otl.datamodules.wanted import Picture, Wanted, Weights, wanted
 from otl.types import Encoder, Problem, Progress, Sample
 from otl.wording import printable
 
@@ -125,7 +125,8 @@ class BucketedDataModule(LightningDataModule):
         entries = self._wanted(contents, image_encoder) if images else []
         conds = self._prompt_keys(prompt_encoder) if prompts else None
         pictures = [picture for each in entries for picture in each.pictures + each.masked]
-        keys = [*(picture.key for picture in pictures), *(conds or {}).values()]
+        weights = [mask for each in entries for mask in each.weights]
+        keys = [*(key for each in entries for key in each.keys), *(conds or {}).values()]
         resolutions = shapes.shown_at(self.data, self.resolution, self.step)
         dataset = uses.described(self.data, resolutions, type(encoder).__name__) + self.purpose
         cache.record(dataset, keys)
@@ -136,6 +137,8 @@ class BucketedDataModule(LightningDataModule):
             filling.fill_images(
                 cache, encoder, lacking.values(), identity=image_encoder, background=self.data.background, **shared
             )
+            lacking_weights = list({mask.key: mask for mask in weights if mask.key in missing}.values())
+            filling.fill_weights(cache, encoder, lacking_weights, identity=image_encoder, progress=progress)
             filling.fill_prompts(cache, encoder, texts, identity=prompt_encoder, **shared)
         self._serve(cache, entries, conds, prompt_encoder)
 
@@ -165,20 +168,15 @@ class BucketedDataModule(LightningDataModule):
         """From now on the loaders read the cache."""
         prompts = None if conds is None else cache.entries(conds.values())
 
-        def entries(pictures: list[Picture]) -> Entries | None:
-            return cache.entries(picture.key for picture in pictures) if pictures else None
+        def entries(made: Sequence[Picture | Weights]) -> Entries | None:
+            return cache.entries(each.key for each in made) if made else None
 
-        self.train_cached, self.validation_cached = (
-            Cached(
-                cache,
-                entries(each.pictures),
-                prompts,
-                prompt_encoder,
-                entries(each.masked),
-                np.array(each.marks, dtype=np.int64),
-            )
-            for each in wanted or [Wanted(), Wanted()]
-        )
+        def cached(each: Wanted) -> Cached:
+            latents, masked, weights = entries(each.pictures), entries(each.masked), entries(each.weights)
+            marks = np.array(each.marks, dtype=np.int64)
+            return Cached(cache, latents, prompts, prompt_encoder, masked, weights, marks)
+
+        self.train_cached, self.validation_cached = map(cached, wanted or [Wanted(), Wanted()])
 
     def _dataset(self, variations: Variations, *, training: bool, cached: Cached | None) -> Bucketed:
         return Bucketed(
@@ -214,7 +212,8 @@ class BucketedDataModule(LightningDataModule):
     def _wanted(self, contents: list[str], identity: str) -> list[Wanted]:
         """The entries of the samples to train on, and of those held out."""
         fill = self.inpaint.fill if self.inpaint is not None and self.caches_masked else None
-        options = {"background": self.data.background, "identity": identity, "fill": fill}
+        weighs = self.inpaint is not None and not self.hides
+        options = {"background": self.data.background, "identity": identity, "fill": fill, "weighs": weighs}
         options |= {"seed": self.seed, "seeds": self._seeds()}
         count = len(self.samples)
         return [

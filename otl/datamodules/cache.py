@@ -244,6 +244,18 @@ def masked_key(image: str, mask: str, version: int, fill: float) -> str:
     return _key("masked", version, image, mask, fill)
 
 
+def weights_key(mask: str | None, version: int, seen: View | Size, identity: str) -> str:
+    """The key of a mask in the latents' size.
+
+    Args:
+        mask: hash of it; None: there is none.
+        version: of how a mask is read.
+        seen: what of it is shown; of none, the bucket.
+        identity: of the image encoder, on which the latents' size depends.
+    """
+    return _key("weights", version, mask, astuple(seen) if isinstance(seen, View) else seen, identity)
+
+
 def prompt_key(prompt: str, identity: str) -> str:
     """The key of a caption's conditioning; `identity` is `Encoder.prompt_identity()`."""
     return _key("prompt", prompt, identity)

@@ -105,6 +105,10 @@ class Entries:
         """Numbers of the keys without an entry."""
         return np.flatnonzero(self.shard < 0)
 
+    def shape(self, number: int, name: str) -> tuple[int, ...]:
+        """Of one tensor of an entry that is there."""
+        return next(tuple(field.shape) for field in self._shard(number).fields if field.name == name)
+
     def read(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         """Entries of one shape by their numbers, stacked: each tensor is [B, ...].
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from otl.datamodules.cache import Cache
 from otl.datamodules.shards import Origin
-from otl.datamodules.wanted import Picture
-from otl.types import Encoder, Progress
+from otl.datamodules.wanted import Picture, Weights
+from otl.types import Encoder, Progress, Size
 
 AHEAD = 3  # batches decoded while one is encoded
 THREADS = os.cpu_count() or 1
+TOGETHER = 64  # masks read at a time
 
 
 def fill_images(
@@ -51,6 +52,26 @@ def fill_images(
                 yield picture
 
     _run(cache, made(), "images into the cache", len(pictures), progress)
+
+
+def fill_weights(
+    cache: Cache, encoder: Encoder, weights: Sequence[Weights], *, identity: str, progress: Progress | None
+) -> None:
+    """Put masks in the size of their latents, as far as these are there; the arguments are those of `fill_images`."""
+    latents = cache.entries(each.latents for each in weights)
+    there = [number for number in range(len(weights)) if latents.shard[number] >= 0]
+    ready = [(weights[number], Size(*latents.shape(number, "latents")[-2:])) for number in there]
+    origin = Origin("weights", type(encoder).__name__, identity)
+
+    def made() -> Iterator[Weights]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for group in chunks(ready, TOGETHER):
+                levels = pool.map(lambda pair: pair[0].levels(pair[1]), group)
+                for (each, _), mask in zip(group, levels):
+                    cache.put(each.key, {"mask": mask}, origin)
+                    yield each
+
+    _run(cache, made(), "masks into the cache", len(ready), progress)
 
 
 def fill_prompts(

@@ -35,6 +35,7 @@ class Cached:
     prompts: Entries | None  # one for each caption that can come up; None: captions alone are served
     prompt_encoder: str  # its identity, from which with a caption the key follows
     masked: Entries | None  # one for each of the latents with its mask over it; None: not cached
+    weights: Entries | None  # the mask of each of the latents in their size; None: masks are read from their files
     marks: np.ndarray  # [samples] int64, a number that depends on the seed and on what the sample shows
 
 
@@ -95,7 +96,7 @@ class Bucketed(Dataset[Batch]):
             cond=self.cond(texts),
             prior=torch.tensor([sample.prior for sample in samples]) if any(s.prior for s in samples) else None,
             noise=rng.normals(keys, tuple(latents.shape[1:]), "noise") if drawn else None,
-            mask=self.masks(samples, shown, keys),
+            mask=self.masks(samples, shown, keys, numbers),
             masked=masked,
         )
 
@@ -116,10 +117,15 @@ class Bucketed(Dataset[Batch]):
         """[B, 3, H, W] in -1..1."""
         return torch.stack([images.pixels(sample.path, view, self.background) for sample, view in zip(samples, shown)])
 
-    def masks(self, samples: list[Sample], shown: list[View], keys: Tensor) -> Tensor | None:
-        """[B, 1, H, W] float32; another one every time where they are generated. Those that hide are of 0 and 1."""
+    def masks(self, samples: list[Sample], shown: list[View], keys: Tensor, numbers: list[int]) -> Tensor | None:
+        """[B, 1, H, W] float32; another one every time where they are generated. Those that hide are of 0 and 1.
+
+        Cached ones are [B, 1, h, w], as the loss would make them.
+        """
         if self.inpaint is None:
             return None
+        if self.cached is not None and self.cached.weights is not None:
+            return self.cached.weights.read(numbers)["mask"]
         each = zip(samples, shown, keys)
         soft = not self.hides
         return torch.stack([masks.mask(sample, view, int(key), self.inpaint, soft=soft) for sample, view, key in each])

@@ -66,7 +66,7 @@ class Foreign(Damaged):
 class Origin(NamedTuple):
     """What made the entries of a shard."""
 
-    kind: str  # "image", "masked" or "prompt"
+    kind: str  # "image", "masked", "weights" or "prompt"
     family: str  # the class that encoded them
     encoder: str  # its identity: a hash of the weights and all else that they depend on
 

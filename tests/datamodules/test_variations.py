@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from otl import loss
 from otl.config import Augment, Concept, ConceptType, Inpaint, MaskSource, OwnAugment
-from otl.datamodules import images
-from tests.datamodules.fakes import CountingEncoder, data, module, same
+from otl.datamodules import images, masks
+from otl.datamodules.bucketed import BucketedDataModule
+from tests.datamodules.fakes import CountingEncoder, data, same
 
 EVERYTHING = Augment(0.5, 15.0, 0.2, 0.2, 0.2, 20.0, 1.0, 0.3, 3.0, 1.1, 0.9, 1.2, 5.0)
 LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
@@ -33,9 +35,12 @@ def photos(tmp_path):
     return folder
 
 
-def made(photos, augment=EVERYTHING, *, cached=False, seed=7, inpaint=None, **settings):
+def made(photos, augment=EVERYTHING, *, cached=False, seed=7, inpaint=None, hides=True, **settings):
     settings = {"batch_size": 2, "augment": augment, "cache": cached} | settings
-    found = module(replace(data(photos), **settings), seed=seed, inpaint=inpaint)
+    found = BucketedDataModule(
+        replace(data(photos), **settings), resolution=64, step=8, seed=seed, inpaint=inpaint, hides=hides
+    )
+    found.setup("fit")
     if cached:
         found.fill_cache(CountingEncoder(), images=True, prompts=True)
     return found
@@ -211,6 +216,48 @@ def test_cached_masks_follow_the_variation_of_their_image(photos):
         assert 0.05 < masked.float().mean() < 0.95
         assert torch.equal(batch.masked[masked.expand_as(batch.masked)], torch.ones(int(masked.sum()) * 3))
         assert torch.equal(batch.masked[free.expand_as(batch.masked)], batch.latents[free.expand_as(batch.masked)])
+
+
+WHOLE = Inpaint(boxes=0.0, brushes=0.0, ellipses=0.0, whole=1.0)  # where masks weigh the loss and there is none
+
+
+def weights(batch):
+    return loss.position_weights(batch.mask, tuple(batch.latents.shape[-2:]), unmasked=0.0, normalize=False)
+
+
+def test_cached_masks_of_a_loss_weigh_as_those_from_files_do(photos):
+    (photos / "3-masklabel.png").unlink()
+    of = made(photos, GEOMETRY, cached=True, image_variations=2, inpaint=WHOLE, hides=False, validation_share=0.3)
+    for loader, variations, cached in (
+        (epoch(of, 1) + epoch(of, 2), of.variations, of.train_cached),
+        (list(of.val_dataloader()), of.validation_variations, of.validation_cached),
+    ):
+        assert loader and all(batch.mask.shape[-2:] == batch.latents.shape[-2:] for batch in loader)
+        for batch in loader:
+            for row, index in enumerate(batch.index.tolist()):
+                sample, mark = variations.samples[index], cached.marks[index]
+                views = [v for v in variations.kept(index, mark) if tuple(v.crop) == tuple(batch.crop[row].tolist())]
+                own = [masks.mask(sample, view, 0, WHOLE, soft=True)[None] for view in views]
+                at = tuple(batch.latents.shape[-2:])
+                own = [loss.position_weights(each, at, unmasked=0.0, normalize=False)[0] for each in own]
+                assert any(torch.equal(each, weights(batch)[row]) for each in own)
+    greys = torch.cat([weights(batch).flatten() for batch in epoch(of, 1)])
+    assert 0 < greys.mean() < 1
+
+
+def test_only_the_masks_that_change_are_made_anew(photos):
+    def encoded():
+        encoder, found = CountingEncoder(), made(photos, GEOMETRY, inpaint=WHOLE, hides=False, image_variations=2)
+        found.fill_cache(encoder, images=True, prompts=False)
+        entries = found.train_cached.weights
+        return encoder.images, [entries.read([number])["mask"] for number in range(len(entries))]
+
+    made_first, before = encoded()
+    Image.new("L", (72, 70), 255).save(photos / "1-masklabel.png")
+    made_again, after = encoded()
+    assert (made_first, made_again) == (10, 0)
+    changed = [number for number in range(10) if not torch.equal(before[number], after[number])]
+    assert changed == [2, 3] and all(after[number].min() == 1 for number in changed)
 
 
 def test_a_mask_beside_pixels_lies_over_them(photos):
