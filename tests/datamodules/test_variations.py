@@ -235,7 +235,7 @@ def test_cached_masks_of_a_loss_weigh_as_those_from_files_do(photos):
         assert loader and all(batch.mask.shape[-2:] == batch.latents.shape[-2:] for batch in loader)
         for batch in loader:
             for row, index in enumerate(batch.index.tolist()):
-                sample, mark = variations.samples[index], cached.marks[index]
+                sample, mark = variations.samples[index], int(cached.marks[index])
                 views = [v for v in variations.kept(index, mark) if tuple(v.crop) == tuple(batch.crop[row].tolist())]
                 own = [masks.mask(sample, view, 0, WHOLE, soft=True)[None] for view in views]
                 at = tuple(batch.latents.shape[-2:])
