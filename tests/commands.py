@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ class Result:
     out: str  # stdout
     err: str  # stderr
     seconds: float  # processor time: the wall's depends on what else the machine does
+    memory: int = 0  # bytes at the most
 
 
 def run_process(
@@ -31,18 +33,21 @@ def run_process(
     """Run a command in a folder, with folders in front of Python's path."""
     inherited = {name: value for name, value in os.environ.items() if name not in {"HYDRA_FULL_ERROR", "PYTHONPATH"}}
     joined = os.pathsep.join(str(path) for path in paths)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        env=inherited | {"PYTHONPATH": joined} | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return Result(done.returncode, done.stdout, done.stderr, seconds)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=cwd,
+            env=inherited | {"PYTHONPATH": joined} | environment,
+            stdout=out,
+            stderr=err,
+        )
+        timer = threading.Timer(timeout, process.kill)
+        timer.start()
+        _, status, used = os.wait4(process.pid, 0)  # of this process alone: getrusage knows the largest child ever
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        texts = [(file.seek(0), file.read())[1] for file in (out, err)]
+    return Result(process.returncode, *texts, seconds=used.ru_utime + used.ru_stime, memory=used.ru_maxrss * 1024)
 
 
 def run_otl(*arguments: str, cwd: Path, path: Sequence[Path] = (ROOT,), **environment: str) -> Result:
