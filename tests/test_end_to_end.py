@@ -63,7 +63,7 @@ def test_planning_the_same_line_loads_no_weights_and_makes_no_file_but_the_plan(
     plan = json.loads((tmp_path / "OUT" / "plan.json").read_text())
     assert (plan["images_used"], plan["total_steps"]) == (5, 2000)
     assert plan["weights"][0]["parameters"] == 2_567_463_684
-    assert {path.name for path in (tmp_path / "OUT").iterdir()} <= {".hydra", "plan.json", "otl.log"}
+    assert {path.name for path in (tmp_path / "OUT").iterdir()} <= {".hydra", "plan.json", "plan.png", "otl.log"}
 
 
 def test_a_sweep_gives_every_job_a_folder_of_its_own(tmp_path, photos, sd15_folder):
