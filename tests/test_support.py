@@ -21,7 +21,8 @@ from otl.tasks.run import build_module
 from otl.tasks.train import train
 from otl.testing import predicted
 from tests import tiny_priors
-from tests.cells import CELLS, METHODS, build, readers
+from tests.cells import CELLS, FAMILIES, METHODS, build, readers
+from tests.commands import run_otl
 from tests.methods.kinds import published
 
 pytestmark = pytest.mark.slow
@@ -33,6 +34,14 @@ PHOTOGRAPHS = {  # shipped with scikit-image
 }
 STEPS, STOP = 4, 2
 STOCK = {"sd15": StableDiffusionPipeline, "sd21": StableDiffusionPipeline, "sdxl": XLPipeline}
+TYPED = {  # of each family the method whose run is typed as a command; between them, of every kind one
+    "sd15": "inpaint",
+    "sd21": "finetune",
+    "sdxl": "lora + embedding",
+    "wuerstchen": "oft",
+    "stable_cascade": "lokr",
+    "pixart_alpha": "embedding",
+}
 PAINTERS = {"sdxl": StableDiffusionXLInpaintPipeline}
 LIKE_LIVE = {"rtol": 5e-3, "atol": 1e-4}  # Wuerstchen divides by small numbers
 
@@ -71,8 +80,18 @@ class Cell:
             "callbacks.sampling.first=false",
         ]
 
+    def words(self, method: str | None = None) -> list[str]:
+        """Of the command."""
+        return [*self.checkpoint, *METHODS[method or self.method].line, *self.line]
+
     def settings(self, *more: str, method: str | None = None) -> DictConfig:
-        return self.compose(*self.checkpoint, *METHODS[method or self.method].line, *self.line, *more)
+        return self.compose(*self.words(method), *more)
+
+    def typed(self, name: str) -> Path:
+        """The run as `python -m otl` makes it."""
+        done = run_otl(*self.words(), f"hydra.run.dir={self.folder / name}", cwd=self.folder, OMP_NUM_THREADS="1")
+        assert done.code == 0, done.err
+        return self.folder / name
 
     def run(self, name: str, *more: str) -> Path:
         folder = self.folder / name
@@ -96,7 +115,7 @@ class Cell:
 @pytest.mark.parametrize(("family", "method"), CELLS, ids=map("-".join, CELLS))
 def test_train_draw_resume_export_and_read_again(family, method, tmp_path, photos, settings):
     cell = Cell(family, method, tmp_path, photos, settings)
-    whole = cell.run("whole")
+    whole = cell.typed("whole") if TYPED[family] == method else cell.run("whole")
     result = whole / METHODS[method].file
     assert result.exists()
     drawn = sorted((whole / "samples").glob(f"step-{STEPS:06d}/*-seed0.png"))
@@ -233,3 +252,7 @@ def compare_words(cell: Cell, live: DiffusionModule, file: Path) -> None:
     with torch.no_grad():
         ours = live.encode_prompt(["a photo of a <cat>"])["hidden"]
     torch.testing.assert_close(encoded[0], ours, **LIKE_LIVE)
+
+
+def test_a_run_of_every_family_is_typed_as_a_command():
+    assert TYPED.keys() == FAMILIES.keys() and set(TYPED.items()) <= set(CELLS)

@@ -11,16 +11,15 @@ from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel, WuerstchenD
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from otl.formats.tokenizer import write_clip_tokenizer
 from otl.modules.efficientnet import EfficientNetEncoder
 from otl.modules.stable_cascade import StableCascade
 from otl.modules.wuerstchen import Wuerstchen
-from tests.tiny import clip
+from tests.tiny import FEW, clip, tokenizer
 
 STAGES = ((1, 1, 8, 1), (2, 2, 8, 2), (2, 2, 8, 1), (2, 2, 8, 2), (2, 1, 8, 1), (2, 2, 8, 1))
 
 
-def wuerstchen(folder: Path, *, seed: int = 0) -> Path:
+def wuerstchen(folder: Path, *, seed: int = 0, words: int = FEW) -> Path:
     """Two blocks, a text encoder, and decoders with a text encoder of their own."""
     torch.manual_seed(seed)
     prior = WuerstchenPrior(c=32, c_cond=32, c_r=8, depth=2, nhead=2)
@@ -36,13 +35,13 @@ def wuerstchen(folder: Path, *, seed: int = 0) -> Path:
         inject_effnet=[False, True],
         clip_embd=32,
     )
-    text, other = (CLIPTextModel(clip(32, act="gelu")) for _ in range(2))
-    save(folder, prior=prior, text_encoder=text, effnet=encoder(affine=True))
-    save(folder / "decoders", decoder=decoder, text_encoder=other, vqgan=vqgan())
+    text, other = (CLIPTextModel(clip(32, act="gelu", words=words)) for _ in range(2))
+    save(folder, words, prior=prior, text_encoder=text, effnet=encoder(affine=True))
+    save(folder / "decoders", words, decoder=decoder, text_encoder=other, vqgan=vqgan())
     return folder
 
 
-def stable_cascade(folder: Path, *, seed: int = 0, width: int = 32) -> Path:
+def stable_cascade(folder: Path, *, seed: int = 0, width: int = 32, words: int = FEW) -> Path:
     """Two levels of two blocks each way, a text encoder with projection, and decoders.
 
     Args:
@@ -80,9 +79,9 @@ def stable_cascade(folder: Path, *, seed: int = 0, width: int = 32) -> Path:
         pixel_mapper_in_channels=3,
         timestep_conditioning_type=("sca",),
     )
-    text = CLIPTextModelWithProjection(clip(32, act="gelu"))
-    save(folder, prior=prior, text_encoder=text, effnet=encoder(affine=False))
-    save(folder / "decoders", decoder=decoder, vqgan=vqgan())
+    text = CLIPTextModelWithProjection(clip(32, act="gelu", words=words))
+    save(folder, words, prior=prior, text_encoder=text, effnet=encoder(affine=False))
+    save(folder / "decoders", words, decoder=decoder, vqgan=vqgan())
     return folder
 
 
@@ -105,12 +104,12 @@ def vqgan() -> PaellaVQModel:
     return PaellaVQModel(bottleneck_blocks=1, embed_dim=16, num_vq_embeddings=8)
 
 
-def save(folder: Path, **parts: nn.Module) -> None:
+def save(folder: Path, words: int, **parts: nn.Module) -> None:
     """Each part in its folder, beside tokenizer and scheduler."""
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     DDPMWuerstchenScheduler().save_pretrained(folder / "scheduler")
-    write_clip_tokenizer(folder / "tokenizer", pad_token="<|endoftext|>")
+    tokenizer(folder / "tokenizer", "<|endoftext|>", words)
 
 
 def options(folder: Path) -> dict[str, str]:

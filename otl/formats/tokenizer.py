@@ -30,6 +30,11 @@ def clip_vocabulary(merges: list[str]) -> dict[str, int]:
     return {token: number for number, token in enumerate([*tokens, START, END])}
 
 
+def clip_merges() -> str:
+    """The text of CLIP's merges.txt: a line of its version, then one pair a line."""
+    return gzip.decompress((assets_dir() / "clip_tokenizer" / "merges.txt.gz").read_bytes()).decode()
+
+
 def write_clip_tokenizer(folder: Path, *, pad_token: str, max_length: int = 77, merges: str | None = None) -> None:
     """Write the tokenizer of OpenAI's CLIP as `CLIPTokenizer.from_pretrained` of transformers 4 and 5 reads it.
 
@@ -40,8 +45,7 @@ def write_clip_tokenizer(folder: Path, *, pad_token: str, max_length: int = 77, 
         merges: the text of a merges.txt; None: CLIP's own.
     """
     tokens = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad_token}
-    if merges is None:
-        merges = gzip.decompress((assets_dir() / "clip_tokenizer" / "merges.txt.gz").read_bytes()).decode()
+    merges = merges or clip_merges()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "merges.txt").write_text(merges, encoding="utf-8")
     write_json(folder / "vocab.json", clip_vocabulary(merges.splitlines()[1:]))

@@ -27,8 +27,8 @@ BUILDERS: dict[str, tuple[type[DiffusionModule], Any]] = {
 
 
 def build(name: str, folder: Path) -> Path:
-    """A tiny checkpoint of the family."""
-    return BUILDERS[name][1](folder)
+    """A tiny checkpoint of the family, with the whole vocabulary of its tokenizer."""
+    return BUILDERS[name][1](folder, **({} if name == "pixart_alpha" else {"words": tiny.CLIP}))
 
 
 def taught(

@@ -10,6 +10,7 @@ from otl.modules.clip import tokenize
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
 from otl.types import Size
+from tests import tiny
 from tests.methods.words import batch_of, taught
 
 START, END = 49406, 49407
@@ -20,14 +21,14 @@ FAMILIES = {"sd15": StableDiffusion, "sdxl": StableDiffusionXL}
 
 
 @pytest.fixture(scope="module")
-def loaded(sd15_folder, sdxl_folder):
+def loaded(tmp_path_factory):
     """(family, chunks) -> the module with its weights."""
     made = {}
+    folders = {name: tiny.BUILDERS[name](tmp_path_factory.mktemp(name), words=tiny.CLIP) for name in FAMILIES}
 
     def load(family: str, chunks: int):
         if (family, chunks) not in made:
-            folder = {"sd15": sd15_folder, "sdxl": sdxl_folder}[family]
-            made[family, chunks] = FAMILIES[family](str(folder), chunks=chunks)
+            made[family, chunks] = FAMILIES[family](str(folders[family]), chunks=chunks)
             made[family, chunks].configure_model()
         return made[family, chunks]
 

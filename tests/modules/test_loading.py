@@ -16,6 +16,7 @@ from otl.methods.lora import Lora
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
 from otl.types import Batch
+from tests import tiny
 
 
 def test_a_path_that_is_not_there_names_its_neighbour(tmp_path):
@@ -135,17 +136,18 @@ def original(pipeline):
     return tensors
 
 
-def test_a_single_file_is_read_offline_and_equals_the_folder(sd15_folder, tmp_path):
+def test_a_single_file_is_read_offline_and_equals_the_folder(tmp_path):
     """With the configs that ship: here a tiny model's in their place, so that the file is small."""
+    folder = tiny.sd15(tmp_path / "model", words=tiny.CLIP)
     config = config_folder("sd15", tmp_path / "config")
     for part in ("unet", "vae", "text_encoder"):
-        shutil.copy(sd15_folder / part / "config.json", config / part / "config.json")
+        shutil.copy(folder / part / "config.json", config / part / "config.json")
 
     class Tiny(StableDiffusion):
         config_name = str(config)
         file_keys = ("model.diffusion_model.input_blocks.0.0.weight",)
 
-    from_folder = StableDiffusion(str(sd15_folder))
+    from_folder = StableDiffusion(str(folder))
     from_folder.configure_model()
     file = tmp_path / "model.safetensors"
     save_file({name: t.contiguous().clone() for name, t in original(from_folder.pipeline).items()}, file)
