@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -40,7 +41,8 @@ class Progress(Clocked):
         super().__init__()
         self._steps = Steps()
         self._bar: Bar | None = None
-        self._loss: Tensor | None = None  # smoothed, on the device
+        self._totals: list[Tensor] = []  # of the batches since the last look, on the device
+        self._loss = math.nan  # smoothed
         self._from_step = 0  # where this process began
         self._seconds = self._waiting = 0.0  # of training in this process
         self._images = 0
@@ -50,7 +52,7 @@ class Progress(Clocked):
         self._steps.start(trainer)
         self._from_step = trainer.global_step
         self._seconds = self._waiting = self._shown = 0.0
-        self._images, self._loss = 0, None
+        self._images, self._totals, self._loss = 0, [], math.nan
         self.clock.look()
         self.clock.resume()
         console = Console()
@@ -65,9 +67,7 @@ class Progress(Clocked):
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         self.clock.batch_trained(outputs["images"] * trainer.world_size)
-        loss = outputs["total"][0] / outputs["total"][1]
-        before = loss if self._loss is None else self._loss
-        self._loss = torch.where(loss.isfinite(), before.lerp(loss, SMOOTHING), before)
+        self._totals.append(outputs["total"])
         if not self._steps.advanced(trainer) or not trainer.is_global_zero:
             return
         step, total = trainer.global_step, pl_module.total_steps
@@ -85,15 +85,22 @@ class Progress(Clocked):
         self._stop()
 
     def _status(self, step: int, total: int) -> str:
+        for losses, images in torch.stack(self._totals).tolist():  # one transfer for all
+            self._smooth(losses / images)
+        self._totals = []
         span = self.clock.look()
         self._seconds += span.seconds
         self._waiting += span.waiting
         self._images += span.images
         rate = (step - self._from_step) / self._seconds
         return (
-            f"loss {float(self._loss):.4f}  {rate:.3g} it/s  {self._images / self._seconds:.3g} images/s  "
+            f"loss {self._loss:.4f}  {rate:.3g} it/s  {self._images / self._seconds:.3g} images/s  "
             f"{clock_time((total - step) / rate)} left  data wait {self._waiting / self._seconds:.0%}"
         )
+
+    def _smooth(self, loss: float) -> None:
+        if math.isfinite(loss):  # else its step was skipped
+            self._loss = loss if math.isnan(self._loss) else self._loss + SMOOTHING * (loss - self._loss)
 
     def _stop(self) -> None:
         if self._bar is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from otl.datamodules.variations import Variations
 from otl.datamodules.views import View
 from otl.types import Batch, Cond, Sample
 
+KEPT = 2**16  # captions whose numbers are kept
 VALIDATION = "validation"  # in the place of the round: validation is the same every time
 
 
@@ -37,6 +38,15 @@ class Cached:
     masked: Entries | None  # one for each of the latents with its mask over it; None: not cached
     weights: Entries | None  # the mask of each of the latents in their size; None: masks are read from their files
     marks: np.ndarray  # [samples] int64, a number that depends on the seed and on what the sample shows
+    numbers: dict[str, int] = field(default_factory=dict)  # caption -> its number among the prompts, of the last ones
+
+    def number_of(self, text: str) -> int:
+        """Where a caption's conditioning is among the prompts: one at a time is found slowly, so it is kept."""
+        if text not in self.numbers:
+            if len(self.numbers) >= KEPT:
+                self.numbers.clear()
+            (self.numbers[text],) = self.prompts.numbers([prompt_key(text, self.prompt_encoder)])
+        return self.numbers[text]
 
 
 class Bucketed(Dataset[Batch]):
@@ -74,28 +84,29 @@ class Bucketed(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         round_number, draws = request
-        indices = [index for index, _ in draws]
-        keys = torch.tensor([rng.key(self.seed_of(index), round_number, index, draw) for index, draw in draws])
-        samples = [self.samples[index] for index in indices]
-        texts = [self.texts.of(sample, int(key)) for sample, key in zip(samples, keys)]
+        samples = [self.samples[index] for index, _ in draws]
+        keys = [rng.key(self.seed_of(index), round_number, index, draw) for index, draw in draws]
+        texts = [self.texts.of(sample, key) for sample, key in zip(samples, keys)]
         shown, numbers = self.chosen(round_number, draws, keys)
         latents, masked = self.latents(numbers), self.masked(numbers)
         needs_pixels = latents is None or (self.inpaint is not None and self.hides and masked is None)
         # Validation draws noise of its own, for several timesteps.
         drawn = latents is not None and round_number != VALIDATION
+        # Columns of one tensor: next to a network each tensor that is made costs far more than its numbers.
+        table = torch.tensor([columns(*each) for each in zip(draws, keys, samples, shown)])
         return Batch(
-            index=torch.tensor(indices),
-            key=keys,
+            index=table[:, 0],
+            key=table[:, 1],
             captions=texts,
-            original_size=torch.tensor([sample.size for sample in samples]),
-            crop=torch.tensor([view.crop for view in shown]).clamp(min=0),  # a turned crop may reach beyond
-            target_size=torch.tensor([view.bucket for view in shown]),
+            original_size=table[:, 2:4],
+            crop=table[:, 4:6],
+            target_size=table[:, 6:8],
             weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
             pixels=self.pixels(samples, shown) if needs_pixels else None,
             latents=latents,
             cond=self.cond(texts),
             prior=torch.tensor([sample.prior for sample in samples]) if any(s.prior for s in samples) else None,
-            noise=rng.normals(keys, tuple(latents.shape[1:]), "noise") if drawn else None,
+            noise=rng.normals(table[:, 1], tuple(latents.shape[1:]), "noise") if drawn else None,
             mask=self.masks(samples, shown, keys, numbers),
             masked=masked,
         )
@@ -103,11 +114,11 @@ class Bucketed(Dataset[Batch]):
     def seed_of(self, index: int) -> int:
         return self.seeds.get(self.samples[index].concept, self.seed)
 
-    def chosen(self, round_number: int | str, draws: list[Draw], keys: Tensor) -> tuple[list[View], list[int]]:
+    def chosen(self, round_number: int | str, draws: list[Draw], keys: list[int]) -> tuple[list[View], list[int]]:
         """What of each image is shown this time, and the numbers of these variations among all that are cached."""
         views = self.variations
         if self.cached is None or self.cached.latents is None:
-            return [views.fresh(index, int(key)) for (index, _), key in zip(draws, keys)], []
+            return [views.fresh(index, key) for (index, _), key in zip(draws, keys)], []
         marks = self.cached.marks[[index for index, _ in draws]].tolist()
         numbers = [views.number(index, round_number, draw, mark) for (index, draw), mark in zip(draws, marks)]
         shown = [views.view(index, number, mark) for (index, _), number, mark in zip(draws, numbers, marks)]
@@ -117,7 +128,7 @@ class Bucketed(Dataset[Batch]):
         """[B, 3, H, W] in -1..1."""
         return torch.stack([images.pixels(sample.path, view, self.background) for sample, view in zip(samples, shown)])
 
-    def masks(self, samples: list[Sample], shown: list[View], keys: Tensor, numbers: list[int]) -> Tensor | None:
+    def masks(self, samples: list[Sample], shown: list[View], keys: list[int], numbers: list[int]) -> Tensor | None:
         """[B, 1, H, W] float32; another one every time where they are generated. Those that hide are of 0 and 1.
 
         Cached ones are [B, 1, h, w], as the loss would make them.
@@ -128,7 +139,7 @@ class Bucketed(Dataset[Batch]):
             return self.cached.weights.read(numbers)["mask"]
         each = zip(samples, shown, keys)
         soft = not self.hides
-        return torch.stack([masks.mask(sample, view, int(key), self.inpaint, soft=soft) for sample, view, key in each])
+        return torch.stack([masks.mask(sample, view, key, self.inpaint, soft=soft) for sample, view, key in each])
 
     def latents(self, numbers: list[int]) -> Tensor | None:
         """[B, C, h, w] float32 from the cache."""
@@ -142,8 +153,13 @@ class Bucketed(Dataset[Batch]):
         """The conditioning of each caption, stacked."""
         if self.cached is None or self.cached.prompts is None:
             return None
-        keys = [prompt_key(text, self.cached.prompt_encoder) for text in texts]
-        return self.cached.prompts.read(self.cached.prompts.numbers(keys))
+        return self.cached.prompts.read([self.cached.number_of(text) for text in texts])
+
+
+def columns(draw: Draw, key: int, sample: Sample, view: View) -> tuple[int, ...]:
+    """Whole numbers of a batch's row: number of the sample, key, original size, crop, target size."""
+    top, left = view.crop
+    return draw[0], key, *sample.size, max(top, 0), max(left, 0), *view.bucket  # a turned crop may reach beyond
 
 
 def latents_of(entries: Entries | None, numbers: list[int]) -> Tensor | None:
