@@ -19,7 +19,7 @@ quickstart: install
 	$(VENV)/bin/python -m otl experiment=quickstart $(ARGS)
 
 test: install
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 install: $(VENV)/.installed
 

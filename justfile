@@ -8,7 +8,7 @@ bin := justfile_directory() / ".venv/bin"
 # all tests, or those named
 test *args:
     make install
-    "{{bin}}/python" -m pytest -n 2 --dist loadfile "$@"
+    "{{bin}}/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 
 lint:
     "{{bin}}/ruff" check .

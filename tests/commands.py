@@ -28,7 +28,7 @@ class Result:
 
 
 def run_process(
-    command: Sequence[str | Path], cwd: Path, *paths: Path, timeout: float = 300, **environment: str
+    command: Sequence[str | Path], cwd: Path, *paths: Path, timeout: float = 800, **environment: str
 ) -> Result:
     """Run a command in a folder, with folders in front of Python's path."""
     inherited = {name: value for name, value in os.environ.items() if name not in {"HYDRA_FULL_ERROR", "PYTHONPATH"}}

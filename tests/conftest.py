@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,26 @@ from otl.mistakes import compose_settings
 # The same examples on every machine and in every run; a failure is repeated by running the test again.
 hypothesis.settings.register_profile("otl", derandomize=True, database=None, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("otl")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also what takes minutes: see the marker long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files with slow tests go first: at the end one of several processes would be alone with the last of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --long"))
+
+
+def pytest_collection_finish() -> None:
+    """The libraries' objects stay to the end: looking through them again and again took a fifth of the tests' time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,7 +45,6 @@ def test_training_is_timed_beside_the_plain_loops(family: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # seven commands, each of which imports torch: half a minute, or minutes on a busy machine
 def test_the_start_is_timed_stage_by_stage(tmp_path: Path) -> None:
     results = startup.main(["--rounds", "1", "--images", "2", "--out", str(tmp_path / "startup.json")])
     seconds = {name: spread["median"] for name, spread in results["cases"][0]["seconds"].items()}

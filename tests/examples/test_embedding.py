@@ -14,6 +14,7 @@ from otl.types import Size
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_word_comes_to_mean_what_its_pictures_show(settings, tmp_path):
     random = Random(3)
     (tmp_path / "photos").mkdir()

@@ -79,7 +79,6 @@ TWO = ("trainer.devices=2", "data.batch_size=2")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_two_ranks_train_as_one_does_with_their_batches_together(train, tmp_path, photos):
     """Of two jobs, since Lightning repeats the command line: a sweep of sweeps. The batches have 2 and 1 images."""
     shared = [f"data.concepts.held.path={photos}", "data.concepts.held.type=validation", "optimizer.lr=1e-3"]
@@ -112,7 +111,6 @@ def test_two_ranks_train_as_one_does_with_their_batches_together(train, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_another_number_of_ranks_goes_on_with_the_same_images(train, tmp_path, photos):
     """Two steps an epoch, each of two images: on two ranks, and accumulated on one. It stops within an epoch."""
     Image.new("RGB", (64, 64), "red").save(photos / "3.png")
@@ -147,7 +145,6 @@ def test_text_encoders_train_on_two_ranks(train, tmp_path, sdxl_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_nan_on_one_rank_ends_all_and_is_named_once(train, tmp_path):
     assert train("data.batch_size=1", "trainer.max_steps=1", f"hydra.run.dir={tmp_path / 'fill'}").code == 0
     cache = Cache(tmp_path / "cache")
