@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cache, flops, index, photos, report, startup, train, versus
+from benchmarks import cache, flops, formats, index, loader, photos, pixels, report, startup, train, versus
 from otl.config import register
 from otl.types import Size
 
@@ -72,6 +72,29 @@ def test_the_cache_is_filled_beside_work_by_hand(encoder: str, tmp_path: Path) -
         == {"none": {"otl", "pillow", "pillow, reduced"}, "narrow": {"otl", "vae alone"}}[encoder]
     )
     assert all_positive(case["contenders"])
+
+
+def test_pixels_are_timed_beside_other_libraries(tmp_path: Path) -> None:
+    line = ["--side", "64", "--shrink", "8", "--rounds", "1", "--out", str(tmp_path / "pixels.json")]
+    cases = pixels.main(line)["cases"]
+    assert [case["kind"] for case in cases] == ["jpg", "jpg", "jpg", "png", "webp"]
+    assert all_positive([case["contenders"] for case in cases])
+    # The same pixels as Pillow's own filter makes, but for its sharpness: a crop one pixel off is 5 levels off.
+    assert all(case["contenders"]["otl"]["levels_off"] < 2 for case in cases)
+    assert all(case["best"] != "otl" for case in cases)
+
+
+def test_the_loader_is_timed_and_its_memory_looked_at(tmp_path: Path) -> None:
+    small = ["--samples", "6", "--latents", "8", "--tokens", "3", "--workers", "0", "--rounds", "1", "--many", "200"]
+    results = loader.main([*small, "--folder", str(tmp_path), "--out", str(tmp_path / "loader.json")])
+    assert all_positive(results)
+    assert results["memory"]["entries"] == 200 and len(results["memory"]["held_bytes"]) == loader.PARTS
+
+
+def test_ways_to_keep_a_cache_are_timed(tmp_path: Path) -> None:
+    results = formats.main(["--entries", "16", "--tiny", "50", "--out", str(tmp_path / "formats.json")])
+    assert {"otl"} < {name.lower() for name in results["formats"]}
+    assert all_positive(results["formats"])
 
 
 def test_pixels_by_hand_are_those_of_otl(tmp_path: Path) -> None:
