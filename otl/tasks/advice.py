@@ -14,6 +14,7 @@ from otl.modules.base import DiffusionModule
 from otl.schedules import warmup_steps
 from otl.tasks.run import plain
 from otl.types import Sample
+from otl.wording import counted
 
 SEEKING = ("Prodigy", "DAdapt")  # optimizers that find their step size themselves: lr is a factor of it
 LARGEST_LR = 0.1  # above it, an optimizer that takes lr as it is diverges
@@ -128,5 +129,5 @@ def of_ranks(module: DiffusionModule) -> Iterator[Problem]:
             if isinstance(layer, LoraLayer) and layer.r[ADAPTER] > narrow:
                 wide.append(f"{part}.{path}: rank {layer.r[ADAPTER]}, {narrow} wide")
     if wide:
-        message = f"larger than {len(wide)} of the layers are wide, where it adds numbers and no freedom"
+        message = f"above the width of {counted(len(wide), 'layer')}, where more of it adds numbers and no freedom"
         yield Problem("method.rank", f"{message}; lower it, or give these layers less by method.ranks", False, wide)

@@ -44,10 +44,11 @@ def plan(settings: DictConfig, *, sheet_pages: int = 4) -> None:
     made, problems = make(settings, scanned=scanned, module=module)
     problems += disk.problems(made["disk"], settings, run_dir())
     write(made, run_dir())
-    show(made)
+    fatal = [problem for problem in problems if problem.fatal]
+    show(made, told=[problem.message for problem in fatal])
     if sheet_pages:
         draw(made, scanned[0], data, pages=sheet_pages)
-    if fatal := [problem for problem in problems if problem.fatal]:
+    if fatal:
         raise SettingsError("\n".join(map(report, fatal)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +15,12 @@ WORST = 10  # files shown of each warning; plan.json has all
 GIGA = 1e9
 
 
-def show(plan: dict[str, Any], console: Console | None = None) -> None:
-    """Print tables of images, weights and memory, and the warnings."""
+def show(plan: dict[str, Any], console: Console | None = None, *, told: Collection[str] = ()) -> None:
+    """Print tables of images, weights and memory, and the warnings.
+
+    Args:
+        told: messages that are left out, because they are said elsewhere.
+    """
     console = console or Console()
     console.print(
         f"[bold]{plan['family']}[/] from {plan['checkpoint']}, {plan['method']}, {plan['precision']}, "
@@ -46,6 +51,8 @@ def show(plan: dict[str, Any], console: Console | None = None) -> None:
         highlight=False,
     )
     for warning in plan["warnings"]:
+        if warning["message"] in told:
+            continue
         console.print(f"[yellow]{warning['about']}[/]: {warning['message']}", highlight=False)
         for file in warning["files"][:WORST]:
             console.print(f"  {printable(file)}", highlight=False, markup=False)

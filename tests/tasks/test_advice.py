@@ -36,7 +36,7 @@ def test_the_defaults_make_sense(advised):
         (["trainer.accumulate_grad_batches=8"], {}, "trainer.accumulate_grad_batches", "an epoch has 3", False),
         (["callbacks.ema.decay=0.999"], {}, "callbacks.ema.decay", "at most 0.99 fits", False),
         (["trainer.val_check_interval=10"], {}, "trainer.val_check_interval", "no image is held out", True),
-        (["method.rank=64"], {}, "method.rank", "layers are wide", False),
+        (["method.rank=64"], {}, "method.rank", "above the width of", False),
     ],
 )
 def test_what_makes_no_sense_is_said(line, options, key, said, fatal, advised):

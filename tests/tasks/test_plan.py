@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from otl.config import SettingsError
 from otl.tasks import memory, plan
 from otl.types import Size
 
@@ -235,3 +236,15 @@ def test_activations_agree_with_an_independent_count(settings, model, side, chec
     module.build_skeleton()
     got = memory.activation_bytes(module, Size(side, side), 1, dtype=memory.torch.bfloat16)
     assert got / 1e9 == pytest.approx(gigabytes, rel=0.06)
+
+
+def test_what_keeps_the_run_from_starting_is_said_once(settings, sd15_folder, photos, tmp_path, monkeypatch, capsys):
+    """As the error, and not among the warnings as well."""
+    (photos / "wide0.txt").unlink()
+    monkeypatch.setattr("otl.tasks.plan.run_dir", lambda: tmp_path)
+    with pytest.raises(SettingsError, match=r"1 of \d+ images? without a caption"):
+        line = [f"model.checkpoint={sd15_folder}", f"data.path={photos}", "data.broken_images=skip", "logger=none"]
+        plan.plan(settings(*line), sheet_pages=0)
+    assert "without a caption" not in capsys.readouterr().out
+    made = json.loads((tmp_path / "plan.json").read_text())
+    assert any("without a caption" in warning["message"] for warning in made["warnings"])
