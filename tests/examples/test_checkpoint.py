@@ -11,6 +11,7 @@ from PIL import Image
 
 from examples.shapes.classify import Seen, classify, draw_captions, right
 from examples.shapes.draw import NEW_SHAPE, NEW_WORD, Scene, combinations, held_out
+from examples.shapes.shown import shown
 from otl.config import assets_dir
 from tests.commands import Result, run_otl
 
@@ -96,15 +97,6 @@ def test_a_caption_of_the_concept_is_no_combination_of_the_base_model():
     assert Scene("large", "red", NEW_SHAPE, "blue").caption(NEW_WORD) == CONCEPT
 
 
-def shown(folder: Path) -> dict[str, list[Seen]]:
-    """prompt -> what the pictures at the end of a run show."""
-    call = json.loads(max((folder / "samples").glob("step-*.json")).read_text())
-    seen: dict[str, list[Seen]] = {}
-    for picture in call["pictures"]:
-        seen.setdefault(picture["prompt"], []).append(classify(Image.open(folder / "samples" / picture["file"])))
-    return seen
-
-
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["dora", "finetune"])
@@ -119,6 +111,8 @@ def test_other_methods_learn_the_concept_too(method, tmp_path):
         cwd=tmp_path,
     )
     assert done.code == 0, done.err
-    new, old = (shown(tmp_path / "RUN")[prompt] for prompt in prompts)
+    before, after = shown(tmp_path / "RUN")
+    new, old = (after[prompt] for prompt in prompts)
+    assert sum(seen.shape == NEW_SHAPE for seen in before[CONCEPT]) == 0
     assert sum(seen.shape == NEW_SHAPE for seen in new) >= 8
     assert sum(right(seen, OLD[0]) for seen in old) >= 8
