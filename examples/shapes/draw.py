@@ -55,6 +55,9 @@ class Scene(NamedTuple):
         return " ".join([word for word in [*words, self.position] if word]).replace("on a orange", "on an orange")
 
 
+THING = Scene("large", "purple", "cross", "yellow")  # what quickstart_embedding finds a word for; it is held out
+
+
 def combinations() -> list[Scene]:
     """Every size, colour, shape and background, in a fixed order; a shape never has its background's colour."""
     every = itertools.product(RADII, COLOURS, SHAPES, COLOURS)
@@ -141,10 +144,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8000, help="pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--concept", action="store_true", help=f"the quickstart's {NEW_SHAPE} as a {NEW_WORD}")
+    parser.add_argument("--thing", action="store_true", help=f"{THING.caption()}, without a caption")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     random = Random(arguments.seed)
-    if arguments.concept:
+    if arguments.thing:
+        for number in range(arguments.count):
+            draw(THING, random).save(arguments.out / f"{number:05d}.png")
+    elif arguments.concept:
         for number, scene in enumerate(concept_scenes(arguments.count)):
             save(scene, arguments.out, number, random, word=NEW_WORD)
     else:
