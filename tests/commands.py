@@ -55,6 +55,14 @@ def run_otl(*arguments: str, cwd: Path, path: Sequence[Path] = (ROOT,), **enviro
     return run_process([sys.executable, "-m", "otl", *arguments], cwd, *path, **environment)
 
 
+def run_to_learn(preset: str, *arguments: str, folder: Path) -> Result:
+    """A preset, run to its end in `folder / "RUN"` with a cache of its own."""
+    own = (f"experiment={preset}", "hydra.run.dir=RUN", f"data.cache_dir={folder / 'cache'}")
+    done = run_otl(*own, *arguments, cwd=folder)
+    assert done.code == 0, done.err
+    return done
+
+
 def write_plugin(folder: Path, package: str, *, models: str = "", files: dict[str, str] | None = None) -> Path:
     """An installed distribution: a package, its files, and the metadata of its entry points.
 

@@ -13,7 +13,7 @@ from examples.shapes.classify import Seen, classify, draw_captions, right
 from examples.shapes.draw import NEW_SHAPE, NEW_WORD, Scene, combinations, held_out
 from examples.shapes.shown import shown
 from otl.config import assets_dir
-from tests.commands import Result, run_otl
+from tests.commands import Result, run_to_learn
 
 CHECKPOINT = assets_dir() / "shapes"
 CONCEPT = f"a large red {NEW_WORD} on a blue background"
@@ -59,9 +59,7 @@ def drawn(pipeline: StableDiffusionPipeline, captions: list[str]) -> list[Seen]:
 def quickstart(tmp_path_factory) -> tuple[Path, Result]:
     """The folder of a finished quickstart, and the command."""
     folder = tmp_path_factory.mktemp("quickstart")
-    done = run_otl("experiment=quickstart", "hydra.run.dir=RUN", f"data.cache_dir={folder / 'cache'}", cwd=folder)
-    assert done.code == 0, done.err
-    return folder / "RUN", done
+    return folder / "RUN", run_to_learn("quickstart", folder=folder)
 
 
 @pytest.mark.slow
@@ -102,15 +100,8 @@ def test_a_caption_of_the_concept_is_no_combination_of_the_base_model():
 @pytest.mark.parametrize("method", ["dora", "finetune"])
 def test_other_methods_learn_the_concept_too(method, tmp_path):
     prompts = [CONCEPT, OLD[0].caption()]
-    done = run_otl(
-        f"experiment=quickstart_{method}",
-        "hydra.run.dir=RUN",
-        f"data.cache_dir={tmp_path / 'cache'}",
-        f"sample.prompts={json.dumps(prompts)}",
-        f"sample.seeds={list(range(10))}",
-        cwd=tmp_path,
-    )
-    assert done.code == 0, done.err
+    pictures = (f"sample.prompts={json.dumps(prompts)}", f"sample.seeds={list(range(10))}")
+    run_to_learn(f"quickstart_{method}", *pictures, folder=tmp_path)
     before, after = shown(tmp_path / "RUN")
     new, old = (after[prompt] for prompt in prompts)
     assert sum(seen.shape == NEW_SHAPE for seen in before[CONCEPT]) == 0

@@ -5,7 +5,7 @@ import pytest
 from examples.shapes.classify import Seen
 from examples.shapes.draw import THING, held_out
 from examples.shapes.shown import shown
-from tests.commands import run_otl
+from tests.commands import run_to_learn
 
 
 def same(seen: Seen) -> bool:
@@ -19,15 +19,8 @@ def test_no_picture_of_the_checkpoints_training_shows_the_thing():
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_word_comes_to_mean_what_its_pictures_show(tmp_path):
-    done = run_otl(
-        "experiment=quickstart_embedding",
-        "hydra.run.dir=RUN",
-        f"data.cache_dir={tmp_path / 'cache'}",
-        "sample.prompts=['a <blorp>']",
-        f"sample.seeds={list(range(10))}",
-        cwd=tmp_path,
-    )
-    assert done.code == 0, done.err
+    pictures = ("sample.prompts=['a <blorp>']", f"sample.seeds={list(range(10))}")
+    run_to_learn("quickstart_embedding", *pictures, folder=tmp_path)
     before, after = (seen["a <blorp>"] for seen in shown(tmp_path / "RUN"))
     assert sum(map(same, before)) == 0
     assert sum(map(same, after)) >= 8

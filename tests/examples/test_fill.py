@@ -13,7 +13,7 @@ from examples.shapes.classify import classify
 from examples.shapes.draw import Scene, draw, held_out
 from examples.shapes.fill import Hole, around, difference, filled, holes, painted, pasted, untrained
 from otl.config import assets_dir
-from tests.commands import run_otl
+from tests.commands import run_to_learn
 
 CASES = holes(20)
 
@@ -59,16 +59,9 @@ def test_the_archive_of_the_preset_shows_nothing_that_is_held_out():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.long
 def test_holes_are_filled_with_what_the_prompt_says_on_the_background_that_the_picture_has(tmp_path):
-    done = run_otl(
-        "experiment=quickstart_inpaint",
-        "hydra.run.dir=RUN",
-        f"data.cache_dir={tmp_path / 'cache'}",
-        "callbacks.sampling=null",
-        cwd=tmp_path,
-    )
-    assert done.code == 0, done.err
+    run_to_learn("quickstart_inpaint", "callbacks.sampling=null", folder=tmp_path)
     trained = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "RUN" / "final", dtype=torch.float32)
     assert sum(map(filled, CASES, painted(untrained(), CASES))) <= 2
     assert sum(map(filled, CASES, painted(trained, CASES))) >= 16
