@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from otl.callbacks import randomness
 from otl.callbacks.backups import FOLDER, Backups
 from otl.callbacks.guard import require_finite
-from otl.callbacks.position import position, share_anew
+from otl.callbacks.position import count_begun, position, share_anew
 from otl.callbacks.snapshot import bytes_of, fits, snapshot
 from otl.callbacks.stops import Stopped, Stops
 from otl.callbacks.timing import Steps, due, paused
@@ -198,6 +198,7 @@ class Checkpoint(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
         self._randomness = checkpoint["randomness"]
+        count_begun(checkpoint["loops"]["fit_loop"])
         then, now = checkpoint["world_size"], trainer.world_size
         if then != now:
             batches = [trainer.datamodule.batches_per_epoch(ranks) for ranks in (then, now)]

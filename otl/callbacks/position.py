@@ -18,6 +18,20 @@ def position(trainer: Trainer) -> int:
     return state["epoch"] * trainer.num_training_batches + state["delivered"]
 
 
+def count_begun(loop: dict[str, Any]) -> None:
+    """Lightning's count of epochs that have begun is that of the loader.
+
+    Resumed at an epoch's end, Lightning 2.6 does not count the next one as begun. Its end would then look like an epoch
+    that is over already, and a run that goes on from there would number all its epochs one too low.
+
+    Args:
+        loop: state of the fit loop, changed in place.
+    """
+    begun = loop["state_dict"]["combined_loader"][0]["epoch"] + 1
+    for counts in loop["epoch_progress"].values():
+        counts |= {"ready": begun, "started": begun}
+
+
 def share_anew(loop: dict[str, Any], *, ranks: tuple[int, int], batches: tuple[int, int]) -> None:
     """Change a state of Lightning's loop from one number of ranks to another, which go on in the same order of batches.
 

@@ -203,6 +203,7 @@ def run(tmp_path: Path) -> Run:
         accumulate: int = 1,
         change: Callable[[TinyModule], Any] = lambda module: None,
         validate: bool = False,
+        validate_every: int | None = None,  # batches; None: an epoch
         loader: TinyLoader | None = None,
         logger: Any = False,
         plugins: Any = None,
@@ -226,6 +227,8 @@ def run(tmp_path: Path) -> Run:
             default_root_dir=tmp_path,
             log_every_n_steps=log_every,
             limit_val_batches=1.0 if validate else 0,
+            val_check_interval=validate_every,
+            check_val_every_n_epoch=1 if validate_every is None else None,
         )
         trainer.fit(module, datamodule=TinyData(loader or TinyLoader()), ckpt_path=ckpt, weights_only=True)
         return module

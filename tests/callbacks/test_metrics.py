@@ -93,6 +93,15 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(run: Run, tmp_path: P
     assert seconds == sorted(seconds)
 
 
+def test_a_run_that_is_stopped_at_two_epochs_ends_in_turn_counts_them_all(run: Run, tmp_path: Path) -> None:
+    """An epoch has 3 batches, and what is validated is in the middle of one."""
+    options: dict[str, Any] = {"validate": True, "validate_every": 4}
+    ends = [None, *(tmp_path / f"run/checkpoints/step-{step:08d}.ckpt" for step in (3, 6))]
+    for steps, end in zip((3, 6, 7), ends):
+        run(Metrics(), Checkpoint(every=1), steps=steps, total=7, ckpt=end, **options)
+    assert column(tmp_path / "run", "epoch") == ["0", "0", "0", "1", "1", "1", "2"]
+
+
 def test_a_checkpoint_finds_every_row_up_to_it(run: Run, tmp_path: Path) -> None:
     seen: list[int] = []
 
