@@ -44,22 +44,22 @@ def whole(path: Path) -> Iterator[Path]:
         DiskError: it cannot be written.
     """
     aside = aside_of(path)
-    try:
-        with named(path):
+    with named(path):
+        try:
             yield aside
             flush(aside)
             os.replace(aside, path)
             flush(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder. What had its name before is whole until it is away."""
     aside, before = aside_of(path), aside_of(path.with_name(f"{path.name}.before"))
-    try:
-        with named(path):
+    with named(path):
+        try:
             aside.mkdir()
             yield aside
             for entry in [*aside.rglob("*"), aside]:
@@ -68,11 +68,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 os.replace(path, before)
             os.replace(aside, path)
             flush(path.parent)
-    finally:
-        if before.exists() and not path.exists():
-            os.replace(before, path)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+        finally:
+            if before.exists() and not path.exists():
+                os.replace(before, path)
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def aside_of(path: Path) -> Path:

@@ -46,7 +46,7 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     if folder is None:
         ranks.require_one_folder()
         folder = run_dir()
-    with alone(folder):
+    with named(folder, FAILING), alone(folder):
         run(settings, folder)
 
 

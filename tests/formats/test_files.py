@@ -92,6 +92,29 @@ def test_a_full_disk_is_told_by_the_name_of_the_file_and_leaves_nothing(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_breaks_for_good_is_told_by_the_name_of_the_file_too(tmp_path, monkeypatch):
+    """What was written aside cannot be deleted, nor the old folder put back."""
+    with whole_folder(tmp_path / "folder") as aside:
+        (aside / "old").write_text("x")
+    replace, targets = os.replace, []
+
+    def broken(source, *target):
+        targets.extend(target)
+        if len(targets) != 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, *target)  # of the old folder to where it waits
+
+    monkeypatch.setattr(os, "unlink", broken)
+    monkeypatch.setattr(os, "replace", broken)
+    with (
+        pytest.raises(DiskError, match="folder cannot be written: Input/output"),
+        whole_folder(tmp_path / "folder") as aside,
+    ):
+        (aside / "new").write_text("x")
+    with pytest.raises(DiskError, match="file cannot be written: Input/output"), whole(tmp_path / "file") as aside:
+        aside.write_text("x")
+
+
 def in_python(path):
     with whole(path) as aside:
         aside.write_bytes(bytes(2000))

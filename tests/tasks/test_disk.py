@@ -5,7 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from otl.formats.files import DiskError
 from otl.tasks import disk
+from otl.tasks.train import train
+from tests.formats.test_files import files_end_at
 
 MADE = {
     "weights": [{"parameters": 1000, "trained": 10}, {"parameters": 500, "trained": 0}],
@@ -50,3 +53,8 @@ def test_without_room_the_run_does_not_begin(settings, tmp_path, monkeypatch, fr
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / "step-00000001.ckpt").write_bytes(b"x")  # of this run: 1 byte to be freed
         assert disk.problems(needs, settings("output.name=x"), tmp_path) == []
+
+
+def test_a_disk_that_is_full_before_the_run_has_begun_is_told(settings, tmp_path):
+    with files_end_at(0), pytest.raises(DiskError, match=f"{tmp_path} cannot be written: File too large"):
+        train(settings("model.checkpoint=x", "data.path=x"), tmp_path)
