@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
 
 from otl.config import Data, Inpaint, MaskSource, PartialBatches, SettingsError
 from otl.datamodules import filling, shapes, uses, views
@@ -19,7 +18,7 @@ from otl.datamodules.cache import Cache, prompt_key
 from otl.datamodules.entries import Entries
 from otl.datamodules.files import content_hash
 from otl.datamodules.layout import Layout, layout
-from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Order, ResumableLoader, options
+from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Loader, Order, ResumableLoader, options
 from otl.datamodules.rounds import Rounds, groups
 from otl.datamodules.scan import scan
 from otl.datamodules.texts import Texts
@@ -148,7 +147,7 @@ class BucketedDataModule(LightningDataModule):
         dataset = self._dataset(self.variations, training=True, cached=self.train_cached)
         return ResumableLoader(dataset, sampler=order, **options(self.data.workers))
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def val_dataloader(self) -> Loader | list[Any]:
         """The held-out images, always in the same order; an empty list where there are none."""
         if not self.validation_samples:
             return []
@@ -157,9 +156,9 @@ class BucketedDataModule(LightningDataModule):
         stream = Rounds(once, batch_size=self.data.batch_size, partial=PartialBatches.keep, seed=self.seed)
         order = [(VALIDATION, draws) for _, draws in stream.epoch(0, rank=rank, world_size=world_size)]
         dataset = self._dataset(self.validation_variations, training=False, cached=self.validation_cached)
-        return DataLoader(dataset, sampler=order, **options(self.data.workers))
+        return Loader(dataset, sampler=order, **options(self.data.workers))
 
-    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def predict_dataloader(self) -> Loader | list[Any]:
         """As in validation; Lightning asks for it before any hook, so that what training does first is done here."""
         self.trainer.lightning_module.on_fit_start()
         return self.val_dataloader()

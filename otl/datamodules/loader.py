@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from otl import rng
-from otl.config import Inpaint
+from otl.config import Inpaint, RunEnded
 from otl.datamodules import images, masks
 from otl.datamodules.cache import Cache, prompt_key
 from otl.datamodules.entries import Entries
@@ -201,7 +202,49 @@ class Order(Sampler[Request]):
         return iter(self.epochs(self.epoch)[self.delivered :])
 
 
-class ResumableLoader(DataLoader[Batch]):
+class WorkerDied(RunEnded):
+    """A process that loads batches is dead, which no error of its own has said."""
+
+    on_all_ranks = False
+
+    def __init__(self, error: RuntimeError, workers: int) -> None:
+        super().__init__(
+            f"one of the data.workers={workers} processes that load batches was killed, mostly because the memory was "
+            f"full ({str(error).splitlines()[0]}). Go on with resume=auto, and with fewer data.workers: any number "
+            "gives the same result"
+        )
+
+
+class Loader(DataLoader[Batch]):
+    """Its workers may die, and it is told between two batches."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        before = signal.getsignal(signal.SIGCHLD)
+        with deaths_told(self.num_workers):
+            batches = super().__iter__()
+        if signal.getsignal(signal.SIGCHLD) is not before:
+            # torch's would raise an error at whatever line the main process is just then, also while a step is written
+            # down. Whoever asks for the next batch is told too.
+            signal.signal(signal.SIGCHLD, before)
+        return self._told(batches)
+
+    def _told(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        with deaths_told(self.num_workers):
+            yield from batches
+
+
+@contextmanager
+def deaths_told(workers: int) -> Iterator[None]:
+    """Raises WorkerDied: in the place of torch's error, and not of one that a worker itself raised."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkerDied(error, workers) from error
+
+
+class ResumableLoader(Loader):
     """Its state is the epoch and the number of batches delivered; the rest follows from the order.
 
     torchdata's StatefulDataLoader is off by one epoch at an epoch's end.

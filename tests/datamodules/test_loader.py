@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from otl import rng
 from otl.config import CaptionOptions, Concept, ConceptType, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
+from otl.datamodules.loader import WorkerDied
 from otl.types import Batch
 from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture, same
 
@@ -113,6 +114,24 @@ def test_workers_leave_it_to_the_main_process_what_a_signal_means(cached):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(worker.pid, number)
     assert all_same([*first, *batches], epoch(filled(cached).train_dataloader(), 0))
+
+
+@pytest.mark.parametrize("seen", [1, 4])  # of the 4 batches of an epoch, when it dies
+def test_a_worker_that_is_killed_is_told_between_two_batches(cached, seen):
+    whole = filled(cached).train_dataloader()
+    batches = [batch for number in range(2) for batch in epoch(whole, number)]
+    loader = filled(cached, workers=1).train_dataloader()
+    running = iter(loader)
+    had = list(itertools.islice(running, seen))
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # the main process has its signal from here on
+    with pytest.raises(WorkerDied, match=r"data\.workers=1 processes that load batches was killed.*resume=auto"):
+        had += itertools.chain(running, loader)
+    resumed = filled(cached).train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    had += resumed
+    assert all_same(had, batches[: 4 if seen < 4 else 8])
 
 
 def test_workers_that_are_not_forked_can_have_the_dataset(cached):
