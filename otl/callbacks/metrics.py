@@ -62,7 +62,9 @@ class Metrics(Clocked):
         self._totals: list[Tensor] = []  # of the batches since the last optimizer step
         self._rates: dict[str, float] = {}  # of the step being made, before the schedule moves on
         self._row_step = 0
-        self._start = self._flushed = 0.0
+        self._earlier = 0.0  # seconds of the run before it was resumed
+        self._start: float | None = None  # of the first step; None: it is to come
+        self._flushed = 0.0
         self._loggers: list[Logger] = []
         self._log_every = 1
         self._log_next = 0  # the step from which on a logger gets a whole row again
@@ -76,22 +78,23 @@ class Metrics(Clocked):
         self._steps.start(trainer)
         self._row_step = trainer.global_step
         groups = dict.fromkeys(f"lr_{name}" for name in group_names(trainer.optimizers[0]))
-        earlier = 0.0
+        self._earlier, self._start = 0.0, None
         if trainer.is_global_zero:
             path = pl_module.run_dir / NAME
             rows = rows_until(path, trainer.global_step) if trainer.global_step else []
             there = {row["step"] for row in rows}
             rows += [row for row in self._held if row["step"] not in there]
-            earlier = float(rows[-1]["seconds"]) if rows else 0.0
+            self._earlier = float(rows[-1]["seconds"]) if rows else 0.0
             self._table = Table(path, [*BEFORE, *groups, *AFTER], rows)
         self._loggers, self._log_every, self._log_next = trainer.loggers, trainer.log_every_n_steps, 0
-        self._start = time.perf_counter() - earlier
         self._flushed = time.perf_counter()
         self.clock.look()
         self.clock.resume()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int) -> None:
         self.clock.batch_arrived()
+        if self._start is None:
+            self._start = time.perf_counter() - self._earlier
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: DiffusionModule, optimizer: torch.optim.Optimizer

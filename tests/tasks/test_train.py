@@ -1,7 +1,9 @@
 """Whole runs on tiny checkpoints: what is left in the folder, and that a stopped run goes on as if it had not been."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 
 from otl.config import SettingsError
 from otl.datamodules.files import content_hash
-from otl.formats.files import tensors_hash
+from otl.formats.files import DiskError, tensors_hash
 from otl.tasks.train import train
 
 
@@ -129,6 +131,21 @@ def test_a_run_that_was_killed_after_its_last_step_does_the_rest(run):
             (folder / name).unlink()
         run("run", *line, "resume=auto")
         assert [tensors_hash(folder / names[0]), *(content_hash(folder / name) for name in names[1:])] == hashes
+
+
+def test_a_picture_that_the_disk_does_not_take_costs_nothing_of_the_run(run, monkeypatch):
+    """The run ends with the state of the step, and its row stands in the table."""
+    line = ["sample.prompts=[a cat]", "sample.steps=1", "callbacks.sampling.every=4", "callbacks.sampling.first=false"]
+    whole = run("whole", *line)
+
+    def failing(*args, **options):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as disk, pytest.raises(DiskError, match=r"\.png cannot be written: Input/output error"):
+        disk.setattr(Image.Image, "save", failing)
+        run("part", *line)
+    assert (whole.parent / "part" / "checkpoints" / "step-00000004.ckpt").is_file()
+    assert losses(run("part", *line, "resume=auto")) == losses(whole)
 
 
 def test_another_seed_gives_another_result(run):
