@@ -103,13 +103,17 @@ class Backups:
     _waiting = False  # whether it is said that room is waited for
 
     def _write(self, checkpoint: dict[str, Any], name: str, val_loss: float | None) -> None:
-        require_room(self.folder / name, bytes_of(checkpoint))
-        with whole(self.folder / name) as aside:
-            dump(checkpoint, aside)
+        path = self.folder / name
+        require_room(path, bytes_of(checkpoint))
         written = [other for other in self.written if other != name] + [name]
-        best = Best(name, val_loss) if val_loss is not None and val_loss < self.lowest else self.best
-        self._write_index(written, best)
-        self.written, self.best = written, best
+        better = Best(name, val_loss) if val_loss is not None and val_loss < self.lowest else None
+        if name in self.written or not path.exists():  # else the name is that of another run's, until it is replaced
+            # The index comes first: a process may be killed as soon as the file has its name.
+            self._write_index(written, self.best, coming=better)
+        with whole(path) as aside:
+            dump(checkpoint, aside)
+        self.written, self.best = written, better or self.best
+        self._write_index(self.written, self.best)
 
     def _makes_room(self, error: DiskError, late: bool) -> bool:
         """Whether it is worth another attempt: an older checkpoint is let go, or else some time has passed."""
@@ -132,8 +136,8 @@ class Backups:
             (self.folder / name).unlink(missing_ok=True)
         self.written.remove(name)
 
-    def _write_index(self, written: list[str], best: Best | None) -> None:
-        index = {"written": written, "best": None if best is None else asdict(best)}
+    def _write_index(self, written: list[str], best: Best | None, *, coming: Best | None = None) -> None:
+        index = {"written": written, "best": best and asdict(best), "coming": coming and asdict(coming)}
         with whole(self.folder / INDEX) as aside:
             aside.write_text(json.dumps(index, indent=1), encoding="utf-8")
 
@@ -144,8 +148,9 @@ def read_index(folder: Path) -> tuple[list[str], Best | None]:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return sorted(path.name for path in folder.glob("step-*.ckpt")), None
-    best = index["best"] and Best(**index["best"])
-    return [name for name in index["written"] if (folder / name).is_file()], best
+    written = [name for name in index["written"] if (folder / name).is_file()]
+    better = [Best(**each) for each in (index.get("coming"), index["best"]) if each and each["name"] in written]
+    return written, better[0] if better else None
 
 
 def newest(folder: Path) -> Path | None:

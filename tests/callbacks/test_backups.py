@@ -71,6 +71,32 @@ def test_a_best_that_lies_ahead_of_where_the_run_goes_on_is_none(tmp_path: Path)
     assert backups(tmp_path, resumed=tmp_path / "step-00000002.ckpt").lowest == float("inf")
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_process_that_is_killed_around_a_checkpoints_renaming_knows_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    replace = os.replace
+
+    def dies(source: Path, target: Path) -> None:
+        if late or target.suffix != ".ckpt":
+            replace(source, target)
+        if target.suffix == ".ckpt":
+            raise SystemExit
+
+    losses = {1: 0.5, 2: 0.4}
+    for step, before in ((1, []), (2, [1])):
+        made = backups(tmp_path / str(step))
+        save(made, *before, losses=losses)
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(os, "replace", dies)
+            save(made, step, losses=losses)
+        last = newest(tmp_path / str(step))
+        steps = [*before, step] if late else before
+        assert there(tmp_path / str(step)) == steps
+        assert last == (tmp_path / str(step) / f"step-{steps[-1]:08d}.ckpt" if steps else None)
+        assert backups(tmp_path / str(step), resumed=last).lowest == (losses[steps[-1]] if steps else float("inf"))
+
+
 def test_without_an_index_steps_say_which_is_the_newest(tmp_path: Path) -> None:
     save(backups(tmp_path, keep=9), 10, 9)
     (tmp_path / INDEX).unlink()
