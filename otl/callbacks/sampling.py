@@ -67,7 +67,7 @@ class Sampling(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self._steps.start(trainer)
         self._drawn_step = None
-        if self.first and trainer.global_step == 0:
+        if self.first if trainer.global_step == 0 else self._lacks(trainer, pl_module):
             self._draw(trainer, pl_module)
 
     def on_train_batch_end(
@@ -84,9 +84,14 @@ class Sampling(Callback):
 
     def complete(self, trainer: Trainer, module: DiffusionModule) -> None:
         """Where the run was killed after its last step, and before its last pictures were there."""
-        if (module.run_dir / FOLDER / f"{stem(trainer.global_step)}.json").is_file():
+        if drawn(module, trainer.global_step):
             self._drawn_step = trainer.global_step
         self.on_train_end(trainer, module)
+
+    def _lacks(self, trainer: Trainer, module: DiffusionModule) -> bool:
+        """Whether the run goes on, in its own folder, from a step at which it failed to write its pictures."""
+        own = Path(trainer.ckpt_path or "").absolute().parent.parent == module.run_dir.absolute()
+        return own and due(trainer.global_step, self.every) and not drawn(module, trainer.global_step)
 
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
         self._drawn_step = step = trainer.global_step
@@ -117,6 +122,11 @@ class Sampling(Callback):
                         pixels = numpy.asarray(picture.convert("RGB"))
                         logger.experiment.add_image(f"samples/{name}", pixels, step, dataformats="HWC")
         log.info(f"step {step}: {len(pictures)} pictures in {module.run_dir / FOLDER / stem(step)}")
+
+
+def drawn(module: DiffusionModule, step: int) -> bool:
+    """Whether all pictures of a step are there: what is written last is."""
+    return (module.run_dir / FOLDER / f"{stem(step)}.json").is_file()
 
 
 def with_guidance(options: SampleOptions, module: DiffusionModule) -> SampleOptions:

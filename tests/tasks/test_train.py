@@ -134,7 +134,7 @@ def test_a_run_that_was_killed_after_its_last_step_does_the_rest(run):
 
 
 def test_a_picture_that_the_disk_does_not_take_costs_nothing_of_the_run(run, monkeypatch):
-    """The run ends with the state of the step, and its row stands in the table."""
+    """The run ends with the state of the step, its row stands in the table, and it is drawn when the run goes on."""
     line = ["sample.prompts=[a cat]", "sample.steps=1", "callbacks.sampling.every=4", "callbacks.sampling.first=false"]
     whole = run("whole", *line)
 
@@ -145,7 +145,10 @@ def test_a_picture_that_the_disk_does_not_take_costs_nothing_of_the_run(run, mon
         disk.setattr(Image.Image, "save", failing)
         run("part", *line)
     assert (whole.parent / "part" / "checkpoints" / "step-00000004.ckpt").is_file()
-    assert losses(run("part", *line, "resume=auto")) == losses(whole)
+    part = run("part", *line, "resume=auto")
+    assert losses(part) == losses(whole)
+    for name in ("samples/step-000004.png", "samples/step-000004.json", "samples/step-000006.png"):
+        assert (part / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_another_seed_gives_another_result(run):
