@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
@@ -27,8 +26,8 @@ from otl.formats.files import FAILING, DiskError, named
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.quiet import undouble_lightning
-from otl.tasks import classes, disk, manifest, plan, ranks, resuming, slurm
-from otl.tasks.folder import alone, exported, refuse_overwrite
+from otl.tasks import classes, disk, manifest, plan, ranks, resuming, slurm, summary
+from otl.tasks.folder import alone, refuse_overwrite
 from otl.tasks.precision import allow_tf32, choose
 from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, total_steps
 
@@ -74,7 +73,8 @@ def run(settings: DictConfig, folder: Path) -> None:
         made, problems = plan.make(settings, scanned=data.scanned)
         problems += disk.problems(made["disk"], settings, folder)
         for problem in problems:
-            log.warning(report(problem))
+            if not problem.fatal:
+                log.warning(report(problem))
         if fatal := [problem for problem in problems if problem.fatal]:
             raise SettingsError("\n".join(map(report, fatal)))
         plan.write(made, folder)
@@ -85,7 +85,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     module.steps_per_epoch = steps_per_epoch(batches, settings.trainer.accumulate_grad_batches)
     set_end(trainer, module.total_steps)
     record = begin(settings, module, data, trainer, folder, earlier)
-    summary(module, data, trainer, batches)
+    summary.opening(module, data, trainer, batches)
     started = time.monotonic()
     try:
         with ranks.started(folder), named(folder, FAILING):
@@ -99,7 +99,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     if earlier is not None and earlier["global_step"] >= module.total_steps:
         complete(trainer, module)
     manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
-    closing(settings, trainer, folder, seconds=time.monotonic() - started)
+    summary.closing(settings, trainer.global_step, folder, seconds=time.monotonic() - started)
 
 
 @rank_zero_only
@@ -195,31 +195,3 @@ def set_end(trainer: Trainer, steps: int) -> None:
 
 def outcome(trainer: Trainer) -> str:
     return "interrupted" if trainer.interrupted else "finished"
-
-
-def summary(module: DiffusionModule, data: BucketedDataModule, trainer: Trainer, batches: int) -> None:
-    """Five lines before the run."""
-    per_epoch = steps_per_epoch(batches, trainer.accumulate_grad_batches)
-    method = type(module.method).__name__
-    log.info(f"{type(module).__name__} from {module.checkpoint}, method {method}")
-    images, buckets = len(set(data.layout.images.tolist())), len(data.layout.sizes)
-    log.info(f"{images} images in {buckets} buckets; the largest is {max(data.layout.sizes, key=lambda s: s.area)}")
-    log.info(f"{batches} batches and {per_epoch} optimizer steps an epoch, {module.total_steps} steps in all")
-    log.info(f"on {device_name(trainer)} with {torch.get_num_threads()} threads; folder {module.run_dir}")
-
-
-def closing(settings: DictConfig, trainer: Trainer, folder: Path, *, seconds: float) -> None:
-    """What came out, and where it is."""
-    log.info(f"{trainer.global_step} steps in {seconds:.0f} s")
-    for path in exported(settings, folder):
-        log.info(f"result    {path}")
-    pictures = folder / "samples" / "before-after.png"
-    if pictures.is_file():
-        log.info(f"pictures  {pictures}")
-    log.info(f"all else  {folder} (plan, metrics, manifest, checkpoints)")
-
-
-def device_name(trainer: Trainer) -> str:
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return name if trainer.world_size == 1 else f"{trainer.world_size} x {name}"
