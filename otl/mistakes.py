@@ -35,6 +35,7 @@ ALIASES = {  # what kohya, OneTrainer and diffusers call it
     "caption_suffix": "data.captions.postfix",
     "caption_tag_dropout_rate": "data.captions.tag_dropout",
     "checkpointing_steps": "callbacks.checkpoint.every",
+    "clip_skip": "model.clip_skip",
     "color_aug": "data.augment.hue",
     "discrete_flow_shift": "noise.shift",
     "ema_decay": "callbacks.ema.decay",

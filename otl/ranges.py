@@ -132,6 +132,7 @@ RANGES = {  # `*` stands for one name
     "task.sheet_pages": Range(0),
     "seed": Range(0),
     "model.chunks": COUNT,
+    "model.clip_skip": Range(0, 10),  # CLIP-L has 12 layers
     "method.rank": COUNT,
     "method.block_size": Range(2),
     "method.alpha": POSITIVE,

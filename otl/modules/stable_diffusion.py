@@ -53,9 +53,13 @@ class StableDiffusion(ClipModule):
         return decode_vae(self.pipeline.vae, latents)
 
     def encode_prompt(self, captions: list[str]) -> Cond:
-        """{"hidden": [B, chunks * 77, 768]}, after the final layer norm."""
-        ids = self.tokens(self.pipeline.tokenizer, captions)
-        return {"hidden": self.joined(self.pipeline.text_encoder(ids).last_hidden_state)}
+        """{"hidden": [B, chunks * 77, 768]}, after the final layer norm, whichever layer is read."""
+        encoder, ids = self.pipeline.text_encoder, self.tokens(self.pipeline.tokenizer, captions)
+        found = encoder(ids, output_hidden_states=True)
+        if not self.clip_skip:
+            return {"hidden": self.joined(found.last_hidden_state)}
+        last = getattr(encoder, "text_model", encoder)  # transformers 4 and 5
+        return {"hidden": self.joined(last.final_layer_norm(found.hidden_states[-1 - self.clip_skip]))}
 
     def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:
         unet = self.pipeline.unet

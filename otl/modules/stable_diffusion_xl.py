@@ -71,7 +71,8 @@ class StableDiffusionXL(ClipModule):
         pipe = self.pipeline
         first = pipe.text_encoder(self.tokens(pipe.tokenizer, captions), output_hidden_states=True)
         second = pipe.text_encoder_2(self.tokens(pipe.tokenizer_2, captions), output_hidden_states=True)
-        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        layer = -2 - self.clip_skip
+        hidden = torch.cat([first.hidden_states[layer], second.hidden_states[layer]], dim=-1)
         return {"hidden": self.joined(hidden), "pooled": self.first(second.text_embeds)}
 
     def predict(self, noisy: Tensor, t: Tensor, cond: Cond, batch: Batch) -> Tensor:

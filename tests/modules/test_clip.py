@@ -141,6 +141,46 @@ def test_a_new_word_is_read_in_any_chunk(family_folder, output):
         assert [torch.where(each)[0].tolist() for each in moved] == [each.tolist() for each in places]
 
 
+def test_a_skipped_layer_is_as_if_the_encoder_had_none(sd15_folder):
+    module = StableDiffusion(str(sd15_folder), clip_skip=1)
+    module.configure_model()
+    found = module.encode_prompt(["a cat"])["hidden"]
+    encoder = module.pipeline.text_encoder
+    ids = module.tokens(module.pipeline.tokenizer, ["a cat"])
+    whole = encoder(ids).last_hidden_state
+    layers = getattr(encoder, "text_model", encoder).encoder.layers
+    del layers[-1]
+    assert torch.equal(found, encoder(ids).last_hidden_state)
+    assert not torch.equal(found, whole)
+
+
+def test_sdxl_skips_layers_of_both_encoders_as_diffusers_does(sdxl_folder):
+    module = StableDiffusionXL(str(sdxl_folder), clip_skip=1)
+    module.configure_model()
+    found = module.encode_prompt(["a cat"])
+    hidden, _, pooled, _ = module.pipeline.encode_prompt(
+        "a cat", clip_skip=1, device="cpu", do_classifier_free_guidance=False
+    )
+    torch.testing.assert_close(found["hidden"], hidden)
+    torch.testing.assert_close(found["pooled"], pooled)
+
+
+def test_the_cache_tells_skipped_layers_apart(sd15_folder):
+    modules = [StableDiffusion(str(sd15_folder), clip_skip=skip) for skip in (0, 1)]
+    for module in modules:
+        module.configure_model()
+    assert modules[0].prompt_identity() != modules[1].prompt_identity()
+
+
+def test_layers_are_skipped_by_families_that_clip_leads(settings):
+    def wrong(*line):
+        return [each.key for each in check(settings("data.path=.", *line))]
+
+    assert wrong("model=sd15", "++model.clip_skip=1") == []
+    assert wrong("model=sd15", "++model.clip_skip=-1") == ["model.clip_skip"]
+    assert wrong("model=pixart_alpha", "++model.clip_skip=1") == ["model.clip_skip"]
+
+
 @pytest.fixture(params=FAMILIES)
 def family_folder(request, sd15_folder, sdxl_folder):
     return request.param, {"sd15": sd15_folder, "sdxl": sdxl_folder}[request.param]
