@@ -52,6 +52,7 @@ class Adapter:
             stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its ranks and alphas.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
         bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
@@ -73,6 +74,7 @@ class Adapter:
         parts: dict[str, Any] | None,
         from_file: str | None,
         embeddings: dict[str, Any] | None,
+        templates: str | list[str] | None,
         bundle_embeddings: bool,
     ) -> None:
         if rank < 1:
@@ -93,11 +95,15 @@ class Adapter:
         self.from_file = Path(from_file).expanduser() if from_file is not None else None
         if self.from_file is not None and not self.from_file.exists():
             raise SettingsError(f"method.from_file={from_file}: there is no such file")
-        self.embeddings, self.bundle_embeddings = Embeddings(embeddings), bundle_embeddings
+        self.embeddings, self.bundle_embeddings = Embeddings(embeddings, templates), bundle_embeddings
         if bundle_embeddings and not self.embeddings:
             raise SettingsError(
                 "method.bundle_embeddings=true: there are no embeddings; give one, method.embeddings.NAME.init=WORD"
             )
+
+    def captions(self, concept: str) -> list[str]:
+        """Of an image of `concept` that has none of its own: the templates around an embedding's placeholder."""
+        return self.embeddings.captions(concept)
 
     # What a kind says
 

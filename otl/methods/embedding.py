@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otl.config import SettingsError
-from otl.methods import templates as sentences
 from otl.methods.embeddings import Embeddings
 from otl.types import ParamGroup
 
@@ -20,23 +19,21 @@ class Embedding:
     Args:
         embeddings: name -> {"placeholder", "vectors", "init", "file", "lr", "stop_after", "output", "preserve_norm"}:
             see `otl.methods.specs.Spec`.
-        templates: captions of the images that have none: "object", "style" or sentences with {} for the placeholder;
-            None: there are none.
+        templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
     """
 
     whole_parts: tuple[str, ...] = ()
 
     def __init__(self, *, embeddings: dict[str, Any], templates: str | list[str] | None = None) -> None:
-        self.embeddings, self.templates = Embeddings(embeddings), sentences.chosen(templates)
+        self.embeddings = Embeddings(embeddings, templates)
         if not self.embeddings:
             raise SettingsError(
                 "method.embeddings: none is named; give one and the word it starts as, method.embeddings.NAME.init=WORD"
             )
 
     def captions(self, concept: str) -> list[str]:
-        """The captions of an image of `concept` that has none of its own: the templates around its embedding."""
-        placeholders = {name: each.placeholder for name, each in self.embeddings.specs.items()}
-        return sentences.captions(self.templates, placeholders, concept)
+        """Of an image of `concept` that has none of its own: the templates around an embedding's placeholder."""
+        return self.embeddings.captions(concept)
 
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
         """One group of fp32 vectors for each embedding and text encoder."""

@@ -14,9 +14,11 @@ from torch import Tensor
 from otl.config import SettingsError
 from otl.formats import embedding as embedding_file
 from otl.methods import specs, starts, vocabulary
+from otl.methods import templates as sentences
 from otl.methods.rows import Rows, Span, median_norm, pool_at_the_end
 from otl.methods.specs import Spec
 from otl.types import Cond, ParamGroup, Problem, Size
+from otl.wording import show
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -29,10 +31,20 @@ class Embeddings:
 
     Args:
         settings: name -> the fields of `Spec`; None or empty: there are none, and nothing is changed.
+        templates: captions of images that have none, as `otl.methods.templates.chosen` takes them.
+
+    Raises:
+        SettingsError: one of them is wrong, or there are templates for no embedding.
     """
 
-    def __init__(self, settings: dict[str, Any] | None) -> None:
+    def __init__(self, settings: dict[str, Any] | None, templates: str | list[str] | None) -> None:
         self.specs = specs.parse(settings)
+        self.templates = sentences.chosen(templates)
+        if self.templates and not self.specs:
+            raise SettingsError(
+                f"method.templates={show(templates)}: there are no embeddings whose placeholder these captions could "
+                "have; give one, method.embeddings.NAME.init=WORD"
+            )
         self.pattern = specs.pattern(self.specs.values())
         self.counts: dict[str, int] = {}  # name -> vectors; known once attached, as is the rest
         self.rows: dict[str, Rows] = {}  # text encoder -> what is new in it
@@ -67,6 +79,11 @@ class Embeddings:
 
     # Words
 
+    def captions(self, concept: str) -> list[str]:
+        """Of an image of `concept` that has none of its own: the templates around its embedding's placeholder."""
+        placeholders = {name: each.placeholder for name, each in self.specs.items()}
+        return sentences.captions(self.templates, placeholders, concept) if self else []
+
     def rewrite(self, captions: Iterable[str]) -> list[str]:
         """Captions with the tokens of each embedding in the place of its placeholder."""
         tokens = {each.placeholder: "".join(self.tokens(each)) for each in self.specs.values()}
@@ -85,7 +102,7 @@ class Embeddings:
                 f"{each.key}.placeholder",
                 f"{each.placeholder} is in no caption, so nothing would train it: write it into the captions, as it "
                 f"is here, or give the images without any one, 'data.prompt=\"a photo of {each.placeholder}\"', "
-                "or, where only embeddings train, several, method.templates=object",
+                "or several, method.templates=object",
             )
             for each in self.specs.values()
             if each.placeholder not in written

@@ -31,6 +31,7 @@ class Finetune:
         parts: part -> {"lr": learning rate or None for the optimizer's, "stop_after": when it stops training, below 1 a
             share of the run, else optimizer steps}; None or absent: frozen.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
     """
 
     def __init__(
@@ -40,12 +41,17 @@ class Finetune:
         exclude: str | list[str] | None = None,
         parts: dict[str, Any] | None = None,
         embeddings: dict[str, Any] | None = None,
+        templates: str | list[str] | None = None,
     ) -> None:
         self.targets = targets
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude or [])
-        self.embeddings = Embeddings(embeddings)
+        self.embeddings = Embeddings(embeddings, templates)
         self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}})
         self.whole_parts = tuple(self.parts)
+
+    def captions(self, concept: str) -> list[str]:
+        """Of an image of `concept` that has none of its own: the templates around an embedding's placeholder."""
+        return self.embeddings.captions(concept)
 
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
         """One group of fp32 parameters for each part, and those of the embeddings."""

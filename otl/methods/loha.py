@@ -34,6 +34,7 @@ class Loha(Adapter):
             stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its ranks and alphas.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
         bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
@@ -53,6 +54,7 @@ class Loha(Adapter):
         parts: dict[str, Any] | None = None,
         from_file: str | None = None,
         embeddings: dict[str, Any] | None = None,
+        templates: str | list[str] | None = None,
         bundle_embeddings: bool = False,
     ) -> None:
         super().__init__(
@@ -65,6 +67,7 @@ class Loha(Adapter):
             parts=parts,
             from_file=from_file,
             embeddings=embeddings,
+            templates=templates,
             bundle_embeddings=bundle_embeddings,
         )
         self.tucker = tucker

@@ -38,6 +38,7 @@ class Lokr(Adapter):
             stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its ranks, alphas and factors.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
         bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
@@ -59,6 +60,7 @@ class Lokr(Adapter):
         parts: dict[str, Any] | None = None,
         from_file: str | None = None,
         embeddings: dict[str, Any] | None = None,
+        templates: str | list[str] | None = None,
         bundle_embeddings: bool = False,
     ) -> None:
         super().__init__(
@@ -71,6 +73,7 @@ class Lokr(Adapter):
             parts=parts,
             from_file=from_file,
             embeddings=embeddings,
+            templates=templates,
             bundle_embeddings=bundle_embeddings,
         )
         if factor != -1 and factor < 2:

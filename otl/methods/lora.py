@@ -36,6 +36,7 @@ class Lora(Adapter):
             stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its ranks and alphas.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
         bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
@@ -55,6 +56,7 @@ class Lora(Adapter):
         parts: dict[str, Any] | None = None,
         from_file: str | None = None,
         embeddings: dict[str, Any] | None = None,
+        templates: str | list[str] | None = None,
         bundle_embeddings: bool = False,
     ) -> None:
         super().__init__(
@@ -67,6 +69,7 @@ class Lora(Adapter):
             parts=parts,
             from_file=from_file,
             embeddings=embeddings,
+            templates=templates,
             bundle_embeddings=bundle_embeddings,
         )
 
@@ -110,6 +113,7 @@ class Dora(Lora):
             stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, a plain LoRA too, whose layers keep its ranks and alphas.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
         bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
@@ -129,6 +133,7 @@ class Dora(Lora):
         parts: dict[str, Any] | None = None,
         from_file: str | None = None,
         embeddings: dict[str, Any] | None = None,
+        templates: str | list[str] | None = None,
         bundle_embeddings: bool = False,
     ) -> None:
         super().__init__(
@@ -141,6 +146,7 @@ class Dora(Lora):
             parts=parts,
             from_file=from_file,
             embeddings=embeddings,
+            templates=templates,
             bundle_embeddings=bundle_embeddings,
         )
         if reader not in READERS:

@@ -28,6 +28,7 @@ class Oft(Adapter):
             share of the run, else optimizer steps}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its block sizes.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
+        templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
         bundle_embeddings: whether their vectors are written into the adapter's file, or each into one of its own.
     """
 
@@ -47,6 +48,7 @@ class Oft(Adapter):
         parts: dict[str, Any] | None = None,
         from_file: str | None = None,
         embeddings: dict[str, Any] | None = None,
+        templates: str | list[str] | None = None,
         bundle_embeddings: bool = False,
     ) -> None:
         super().__init__(
@@ -59,6 +61,7 @@ class Oft(Adapter):
             parts=parts,
             from_file=from_file,
             embeddings=embeddings,
+            templates=templates,
             bundle_embeddings=bundle_embeddings,
         )
         if min(block_size, *self.ranks.values(), 2) < 2:

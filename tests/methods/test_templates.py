@@ -4,7 +4,15 @@ import pytest
 
 from otl.config import SettingsError
 from otl.methods.embedding import Embedding
+from otl.methods.finetune import Finetune
+from otl.methods.inpaint import Inpaint
+from otl.methods.loha import Loha
+from otl.methods.lokr import Lokr
+from otl.methods.lora import Dora, Lora
+from otl.methods.oft import Oft
 from otl.methods.templates import SETS, captions, chosen
+
+METHODS = [Embedding, Lora, Dora, Loha, Lokr, Oft, Finetune, Inpaint]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -31,6 +39,14 @@ def test_an_image_shows_the_only_embedding_or_the_one_named_like_its_concept():
     assert captions(["a {}"], two, "data") == []
 
 
-def test_the_method_has_captions_only_with_templates():
-    assert Embedding(embeddings={"cat": {}}).captions("data") == []
-    assert Embedding(embeddings={"cat": {}}, templates=["my {}"]).captions("data") == ["my <cat>"]
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_every_method_has_captions_where_it_has_templates(method):
+    assert method(embeddings={"cat": {}}).captions("data") == []
+    assert method(embeddings={"cat": {}}, templates=["my {}"]).captions("data") == ["my <cat>"]
+
+
+@pytest.mark.parametrize("method", METHODS[1:], ids=lambda method: method.__name__)
+def test_templates_need_an_embedding(method):
+    assert method().captions("data") == []
+    with pytest.raises(SettingsError, match=r"method\.templates=object: there are no embeddings"):
+        method(templates="object")

@@ -109,6 +109,14 @@ def test_templates_caption_the_images_that_have_none(run, photos):
     assert [image["caption_missing"] for image in images] == [False] * 4
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr", "oft", "finetune", "inpaint"])
+def test_templates_are_a_setting_of_every_method_that_teaches_words(method, composed, photos):
+    """Also on a command line: the plan finds the word in every caption."""
+    words = (f"method={method}", "method.embeddings.cat.init=cat", f"data.path={photos / 'bare'}")
+    _, fatal = make(composed(*words, "method.templates=object"))
+    assert not fatal
+
+
 def test_captions_of_their_own_stay(composed):
     from otl.datamodules.scan import scan
     from otl.tasks.run import build_module, data_options
