@@ -15,6 +15,7 @@ from torch import Tensor
 from otl.config import SettingsError
 
 ATTENTION = {"to_q": "attn.to_q", "to_k": "attn.to_k", "to_v": "attn.to_v", "to_out.0": "attn.out_proj"}
+IN_ORIGINAL = {"to_q": "in_proj_0", "to_k": "in_proj_1", "to_v": "in_proj_2", "to_out.0": "out_proj"}  # OneTrainer's
 KNOWN_BY = "clip_txt_mapper.weight"  # stage C has it, stage B has not
 PRIOR_PREFIX = "model.diffusion_model."  # in a file with the text encoder
 TEXT_PREFIX = "text_encoder.clip_g.transformer."
@@ -28,6 +29,17 @@ def lora_name(path: str) -> str:
     """Path of a layer in diffusers' prior -> its path in a LoRA file: one more level below `attention`."""
     block, found, layer = path.rpartition(".attention.")
     return f"{block}.attention.{ATTENTION[layer]}" if found else path
+
+
+def original_names(paths: list[str]) -> dict[str, list[str]]:
+    """Paths as the original code has them, the thirds of its query, key and value counted -> paths in a prior of
+    diffusers'; others are the same in both."""
+    parted = {path: path.rpartition(".attention.") for path in paths}
+    return {
+        f"{block}.attention.attn.{IN_ORIGINAL[layer]}": [path]
+        for path, (block, found, layer) in parted.items()
+        if found
+    }
 
 
 def prior_to_original(state: dict[str, Tensor]) -> dict[str, Tensor]:

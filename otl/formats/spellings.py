@@ -30,21 +30,21 @@ def all_ends() -> dict[str, tuple[type[AdapterLayer], str]]:
     return others | by_end(KOHYA) | by_end(PEFT)
 
 
-def denoiser_stems(part: str, path: str, *, prefix: str, spellings: Iterable[str]) -> set[str]:
+def denoiser_stems(part: str, paths: Iterable[str], *, prefix: str) -> set[str]:
     """What a key of a denoiser's layer may begin with.
 
     Args:
         part: diffusers' name of the network: "unet", "transformer", "prior".
-        path: of the layer, as diffusers has it.
+        paths: of the layer: diffusers', the original code's, the family's own.
         prefix: of the family's own files.
-        spellings: other paths of the layer: the original code's, the family's own.
     """
-    paths = {path, *spellings}
+    paths = set(paths)
     flat = {"lora_unet", "oft_unet", "lora_prior_unet", f"lora_{part}", "lycoris", prefix.rstrip(".")}
     dotted = {f"{part}.", "base_model.model.", "diffusion_model.", "model.diffusion_model.", "transformer.", ""}
     stems = {kohya_key(one, spelled) for one in flat for spelled in paths}
     stems |= {f"{one}{spelled}" for one in dotted for spelled in paths}
-    return stems | {f"{one}{processor_path(path)}" for one in (f"{part}.", "") if processor_path(path)}
+    processors = {processor_path(path) for path in paths} - {""}
+    return stems | {f"{one}{path}" for one in (f"{part}.", "") for path in processors}
 
 
 def processor_path(path: str) -> str:

@@ -19,8 +19,8 @@ from otl.formats.deltas import converted, matrix_shape, with_lengths
 from otl.formats.embedding import bundle_keys
 from otl.formats.files import listed, read
 from otl.formats.lora import FROZEN, LENGTHS, gather, rank_of, title_of
-from otl.formats.original import sgm_unet_names
 from otl.formats.spellings import all_ends, denoiser_stems, text_stems
+from otl.formats.stacked import BETWEEN, apart
 from otl.methods.targets import layers
 from otl.types import AdapterLayer, AdapterState, LoraLayer, OftLayer
 
@@ -51,7 +51,8 @@ def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) ->
         if carried := bundle_keys(tensors):
             log.info(f"{path} carries {listed(carried)}: embeddings go on with method.embeddings.NAME.file={path}")
         tensors = {key: tensor for key, tensor in tensors.items() if key not in carried}
-        state = gather(tensors, ends=all_ends(), owners=owners(module))
+        gathered = gather(tensors, ends=all_ends(), owners=owners(module))
+        state = {part: apart(of_part) for part, of_part in gathered.items()}
     except SettingsError as error:
         raise SettingsError(f"method.from_file={path}: {error}") from error
     check_kind(state, path, accepted)
@@ -64,7 +65,7 @@ def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) ->
 
 
 def owners(module: DiffusionModule) -> dict[str, tuple[str, str]]:
-    """What a key may begin with -> part and path of the layer that it means."""
+    """What a key may begin with -> part and path of the layer that it means; of several layers, all their paths."""
     found: dict[str, tuple[str, str]] = {}
     for part in module.lora_targets:
         names = layers(module.part(part))
@@ -73,22 +74,14 @@ def owners(module: DiffusionModule) -> dict[str, tuple[str, str]]:
             position, count = module.text_encoders.index(part), len(module.text_encoders)
             stems = {name: text_stems(part, name, prefix=prefix, position=position, count=count) for name in names}
         else:
-            others = [module.denoiser_names(names), original_names(module.part(part), names)]
-            stems = {
-                name: denoiser_stems(part, name, prefix=prefix, spellings=[other[name] for other in others])
-                for name in names
-            }
+            spelled = {name: [name, own] for name, own in module.denoiser_names(names).items()}
+            for original, stacked in module.original_names(names).items():
+                spelled.setdefault(BETWEEN.join(stacked), []).append(original)
+            stems = {name: denoiser_stems(part, paths, prefix=prefix) for name, paths in spelled.items()}
         for name, of_name in stems.items():
             for stem in of_name:
                 found.setdefault(stem, (part, name))
     return found
-
-
-def original_names(part: Any, names: list[str]) -> dict[str, str]:
-    """The original code's paths of a UNet's layers; those of other networks are diffusers' own."""
-    if type(part).__name__ != "UNet2DConditionModel":
-        return {name: name for name in names}
-    return sgm_unet_names(dict(part.config), names)
 
 
 def check_kind(state: AdapterState, path: Path, accepted: Collection[str]) -> None:

@@ -244,6 +244,11 @@ class DiffusionModule(Networks, Training):
         """Paths of the denoiser's layers -> their spelling in a LoRA file."""
         return {path: path for path in paths}
 
+    def original_names(self, paths: list[str]) -> dict[str, list[str]]:
+        """The original code's spellings in the LoRA files of others, where they differ -> the paths of the denoiser's
+        layers whose weights it has in one, in their order."""
+        return {}
+
     # Pictures and files
 
     def draw(

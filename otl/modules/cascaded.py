@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 from otl import loss
 from otl.config import LossWeight, SettingsError, assets_dir
 from otl.cosine import Cosine
+from otl.formats import cascade
 from otl.modules import fetching, loading
 from otl.modules.base import DiffusionModule
 from otl.modules.efficientnet import EfficientNetEncoder
@@ -77,6 +78,9 @@ class CascadedModule(DiffusionModule):
     @classmethod
     def part_classes(cls) -> dict[str, Any]:
         return {"prior": cls.prior_class, "text_encoder": cls.text_class, "effnet": EfficientNetEncoder}
+
+    def original_names(self, paths: list[str]) -> dict[str, list[str]]:
+        return cascade.original_names(paths)
 
     # Loading
 

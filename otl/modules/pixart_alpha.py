@@ -15,6 +15,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from otl import variational
 from otl.config import SettingsError
+from otl.formats import pixart
 from otl.modules.base import DiffusionModule
 from otl.modules.stable_diffusion import decode_vae, encode_vae
 from otl.noise import Discrete
@@ -63,6 +64,9 @@ class PixArtAlpha(DiffusionModule):
     @classmethod
     def part_classes(cls) -> dict[str, Any]:
         return {"transformer": PixArtTransformer2DModel, "vae": AutoencoderKL, "text_encoder": T5EncoderModel}
+
+    def original_names(self, paths: list[str]) -> dict[str, list[str]]:
+        return pixart.original_names(paths)
 
     def load_pipeline(self, without: Sequence[str] = ()) -> Any:
         self.refuse_files()

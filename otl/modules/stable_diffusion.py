@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from otl.formats import single_file
+from otl.formats.original import sgm_unet_names
 from otl.formats.single_file import clip
 from otl.modules.base import DiffusionModule
 from otl.modules.clip import ClipModule
@@ -44,6 +45,10 @@ class StableDiffusion(ClipModule):
     @classmethod
     def part_classes(cls) -> dict[str, Any]:
         return {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+
+    def original_names(self, paths: list[str]) -> dict[str, list[str]]:
+        """Those of the original code (sgm)."""
+        return {name: [path] for path, name in sgm_unet_names(dict(self.pipeline.unet.config), paths).items()}
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """The mean of the posterior, not a draw from it: the same picture has the same latents every time."""
