@@ -4,7 +4,6 @@ read."""
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +22,6 @@ ALONE = "emb_params"  # the key of a file with the vectors of one text encoder
 OUT = "_out"  # ends the key of vectors that are put in after the text encoder; OneTrainer's
 SPELLINGS = {"t5xxl": ("t5xxl", "t5")}  # ComfyUI's, OneTrainer's
 BUNDLE = "bundle_emb"
-PICKLED = (".pt", ".bin", ".ckpt")
 TOLERANCE = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 1e-2}  # relative error that rounding to the dtype explains
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -114,14 +112,9 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise SettingsError(f"{path}: there is no such file")
-    if path.suffix not in PICKLED:
+    if path.suffix not in files.PICKLED:
         return files.read(path)[0]
-    try:
-        with torch.serialization.safe_globals([nn.ParameterDict]):  # in the files of the method's authors
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise SettingsError(f"{path}: not a whole file of tensors alone; others could run code") from error
-    return flat(content, path)
+    return flat(files.unpickled(path, nn.ParameterDict), path)  # which the files of the method's authors have
 
 
 def flat(content: Any, path: Path) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +22,7 @@ from otl.config import RunEnded, SettingsError
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FAILING = NO_ROOM | {errno.EIO, errno.EROFS}  # what a disk says that is full or breaks
+PICKLED = (".pt", ".bin", ".ckpt")  # files of torch.save
 ASIDE = re.compile(r"\.(.+)\.\d+\.writing")  # a name on the way to another; left over where a process was killed
 
 
@@ -171,6 +174,45 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise SettingsError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def read_any(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same of a safetensors file, or of one of torch.save, which has no header.
+
+    Raises:
+        SettingsError: it is not there, damaged, or holds anything but tensors by name.
+    """
+    if path.suffix not in PICKLED:
+        return read(path)
+    content = unpickled(path)
+    if not isinstance(content, dict) or not content:
+        raise SettingsError(f"{path}: holds no tensors by name")
+    others = [
+        str(key)
+        for key, value in content.items()
+        if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout is not torch.strided
+    ]
+    if others:
+        raise SettingsError(f"{path}: holds more than plain tensors by name: {listed(others)}")
+    return content, {}
+
+
+def unpickled(path: Path, *classes: type) -> Any:
+    """What a file of torch.save holds: tensors and plain values, for whatever else is in it could run code.
+
+    Args:
+        classes: others that may be in it.
+
+    Raises:
+        SettingsError: it is not there or damaged, or something else is in it.
+    """
+    try:
+        with torch.serialization.safe_globals(list(classes)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise SettingsError(f"{path}: not a whole file of tensors alone; others could run code") from error
 
 
 def tensors_hash(path: Path) -> str:

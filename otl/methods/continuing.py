@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from otl.config import SettingsError
 from otl.formats.deltas import converted, matrix_shape, with_lengths
 from otl.formats.embedding import bundle_keys
-from otl.formats.files import listed, read
+from otl.formats.files import listed, read_any
 from otl.formats.lora import FROZEN, LENGTHS, gather, rank_of, title_of
 from otl.formats.spellings import all_ends, denoiser_stems, text_stems
 from otl.formats.stacked import BETWEEN, apart
@@ -31,13 +31,15 @@ log = logging.getLogger(__name__)
 
 DIFFUSERS_HEADER = "lora_adapter_metadata"  # JSON: "unet.lora_alpha", "unet.alpha_pattern", ...
 PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) -> AdapterState:
     """The adapter of a file, as layers of this model.
 
     Args:
-        path: a .safetensors file in the names of kohya, LyCORIS, ComfyUI, A1111, diffusers or PEFT, or PEFT's folder.
+        path: a .safetensors file in the names of kohya, LyCORIS, ComfyUI, A1111, diffusers or PEFT, one of torch.save
+            (.bin, .pt, .ckpt) with nothing but tensors, or PEFT's folder.
         accepted: kinds of adapters that the method can go on from: "LoRA", ...
 
     Raises:
@@ -45,9 +47,9 @@ def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) ->
             not fit is listed.
     """
     folder = path if path.is_dir() else path.parent
-    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    file = weights_in(path) if path.is_dir() else path
     try:
-        tensors, header = read(file)
+        tensors, header = read_any(file)
         if carried := bundle_keys(tensors):
             log.info(f"{path} carries {listed(carried)}: embeddings go on with method.embeddings.NAME.file={path}")
         tensors = {key: tensor for key, tensor in tensors.items() if key not in carried}
@@ -62,6 +64,11 @@ def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) ->
         apply_alphas(state, settings_of(header, peft if named and peft.is_file() else None))
     frozen = json.loads(header.get("ss_network_args") or "{}").get(LENGTHS) == FROZEN
     return {part: fitted(module.part(part), part, of_part, path, frozen) for part, of_part in state.items()}
+
+
+def weights_in(folder: Path) -> Path:
+    """The weights in PEFT's folder, by the names of its newer and older versions."""
+    return next((folder / name for name in PEFT_WEIGHTS if (folder / name).is_file()), folder / PEFT_WEIGHTS[0])
 
 
 def owners(module: DiffusionModule) -> dict[str, tuple[str, str]]:

@@ -141,15 +141,16 @@ def test_every_tool_s_names_give_the_same_deltas(sd15_folder, tmp_path, source, 
     assert_same_layers(source, resumed(sd15_folder, tmp_path / "lora.safetensors"))
 
 
-def test_attention_processors_of_early_diffusers(sd15_folder, tmp_path):
+@pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"])
+def test_attention_processors_of_early_diffusers(sd15_folder, tmp_path, file):
     source = trained(StableDiffusion, sd15_folder, Lora(rank=4, alpha=4.0, targets="attn-only"))
     tensors = {}
     for path, layer in live_state(source)["unet"].items():
         attention, name = path.removesuffix(".0").rsplit(".", 1)
         tensors[f"unet.{attention}.processor.{name}_lora.down.weight"] = layer.down
         tensors[f"unet.{attention}.processor.{name}_lora.up.weight"] = layer.up
-    save_file(tensors, tmp_path / "lora.safetensors")
-    assert_same_layers(source, resumed(sd15_folder, tmp_path / "lora.safetensors", parts={"denoiser": {}}))
+    (torch.save if file.endswith(".bin") else save_file)(tensors, tmp_path / file)
+    assert_same_layers(source, resumed(sd15_folder, tmp_path / file, parts={"denoiser": {}}))
 
 
 @pytest.mark.parametrize("with_header", [True, False])
@@ -186,6 +187,41 @@ def test_a_folder_of_peft_s_with_its_own_alphas(sd15_folder, tmp_path):
             x = torch.ones(3, layer.get_base_layer().in_features)
             with torch.no_grad():
                 torch.testing.assert_close(layer.eval()(x), live[path].eval()(x))
+
+
+def test_a_folder_of_early_peft_s(sd15_folder, tmp_path, source):
+    tensors = {f"base_model.model.{path}": layer for path, layer in live_state(source)["unet"].items()}
+    weights = {f"{name}.lora_A.weight": layer.down for name, layer in tensors.items()}
+    torch.save(
+        weights | {f"{name}.lora_B.weight": layer.up for name, layer in tensors.items()}, tmp_path / "adapter_model.bin"
+    )
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 3, "r": 4, "alpha_pattern": {"to_k": 1.5}}')
+    again = resumed(sd15_folder, tmp_path, parts={"denoiser": {}})
+    assert_same_layers(again, source)
+
+
+class Evil:
+    def __reduce__(self):
+        return eval, ("1 + 1",)
+
+
+def test_a_bin_that_could_run_code_is_refused(sd15_folder, tmp_path, source):
+    torch.save(kohya(source) | {"more": Evil()}, tmp_path / "evil.bin")
+    refused(sd15_folder, tmp_path / "evil.bin", r"from_file=.*evil\.bin: not a whole file of tensors alone")
+
+
+def test_a_bin_of_more_than_tensors_one_cut_off_and_one_of_another_model_are_refused(sd15_folder, tmp_path, source):
+    file, tensors = tmp_path / "x.bin", kohya(source)
+    torch.save(tensors | {"step": 3, "lost": torch.eye(3).to_sparse()}, file)
+    refused(sd15_folder, file, r"from_file=.*holds more than plain tensors by name: step, lost")
+    torch.save([], file)
+    refused(sd15_folder, file, "holds no tensors by name")
+    torch.save(tensors, file)
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(sd15_folder, file, "not a whole file of tensors alone")
+    key = next(key for key in tensors if key.endswith("attn2_to_v.lora_down.weight"))
+    torch.save(tensors | {key: torch.zeros(1).expand(4, 10**9)}, file)
+    refused(sd15_folder, file, r"1 of its layers have other sizes: unet\..*attn2\.to_v \(\d+x1000000000, not")
 
 
 @pytest.mark.parametrize("spelling", ["diffusers", "sgm"])
