@@ -13,6 +13,7 @@ from typing import Any
 
 from otl.augmentation import without_effect
 from otl.config import ARCHIVES, MANIFESTS, TABLES, Inpaint, Loss, NoiseOptions, Problem
+from otl.epochs import ACCEPTED, is_stop
 from otl.signatures import Unknown
 from otl.urls import hub_hint, is_url, unreadable
 from otl.wording import as_number, meant, show
@@ -33,6 +34,7 @@ class Range:
     multiple: int = 1
     low_excluded: bool = False
     high_excluded: bool = False
+    or_epochs: bool = False  # whether `3 epochs` is accepted too
 
     def accepts(self, value: float) -> bool:
         above = value > self.low if self.low_excluded else value >= self.low
@@ -43,12 +45,14 @@ class Range:
         text = f"above {self.low:g}" if self.low_excluded else f"at least {self.low:g}"
         if self.high != float("inf"):
             text += f" and {'below' if self.high_excluded else 'at most'} {self.high:g}"
-        return text + (f", a multiple of {self.multiple}" if self.multiple > 1 else "")
+        text += f", a multiple of {self.multiple}" if self.multiple > 1 else ""
+        return text + (", or whole epochs: 1 epoch, 3 epochs" if self.or_epochs else "")
 
 
 SHARE = Range(0, 1)
 COUNT = Range(1)
 POSITIVE = Range(0, low_excluded=True)
+STOP = replace(POSITIVE, or_epochs=True)
 PIXELS = Range(64, multiple=8)
 TURN, HALF_TURN = Range(-180, 180), Range(0, 180)
 AUGMENT = {
@@ -139,11 +143,11 @@ RANGES = {  # `*` stands for one name
     "method.parts.*.lr": Range(0),
     "method.parts.*.rank": COUNT,
     "method.parts.*.alpha": POSITIVE,
-    "method.parts.*.stop_after": POSITIVE,
+    "method.parts.*.stop_after": STOP,
     "method.dropout": Range(0, 1, high_excluded=True),
     "method.embeddings.*.vectors": COUNT,
     "method.embeddings.*.lr": Range(0),
-    "method.embeddings.*.stop_after": POSITIVE,
+    "method.embeddings.*.stop_after": STOP,
     "optimizer.lr": Range(0),
     "optimizer.weight_decay": Range(0),
     "optimizer.eps": Range(0),
@@ -308,14 +312,13 @@ def _each(key: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _check_number(key: str, value: Any, accepted: Range) -> list[Problem]:
-    if value is Unknown:
+    if value is Unknown or (accepted.or_epochs and isinstance(value, str) and is_stop(value)):
         return []
     if not isinstance(value, int | float) or isinstance(value, bool):
         number = as_number(value) if isinstance(value, str) else None
-        hint = (
-            f"{value!r} is text in YAML: write {number!r}" if number is not None else f"{show(value)} is not a number"
-        )
-        return [Problem(key, hint)]
+        if number is not None:
+            return [Problem(key, f"{value!r} is text in YAML: write {number!r}")]
+        return [Problem(key, f"{show(value)} is not {ACCEPTED if accepted.or_epochs else 'a number'}")]
     return [] if accepted.accepts(value) else [Problem(key, f"{value} is not accepted: must be {accepted}")]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from otl.config import Problem as Problem
+from otl.epochs import StopAfter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +119,7 @@ class ParamGroup:
     name: str  # "unet", "text_encoder", ...
     params: list[nn.Parameter]
     lr: float | None = None  # None: the optimizer's own
-    stop_after: float | None = None  # None: never; below 1 a share of the run, else optimizer steps
+    stop_after: StopAfter | None = None  # None: never
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import pytest
 from otl.config import PACKAGE
 
 FLOORS = [  # from the ground up; those on one floor do not import each other, but a module may import its own folder
-    {"config", "wording", "quiet"},
+    {"config", "wording", "quiet", "epochs"},
     {"augmentation", "registry", "sources", "types", "rng", "outcomes", "urls"},
     {"signatures", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
     {"methods", "datamodules", "ranges", "conflicts"},
@@ -26,7 +26,7 @@ LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 WITHOUT_TORCH = (
     "config augmentation registry wording quiet sources signatures trust ranges conflicts check mistakes outcomes cli "
-    "schedules urls"
+    "schedules urls epochs"
 ).split()
 
 

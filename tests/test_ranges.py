@@ -1,4 +1,4 @@
-"""What of the loss and of the noise makes no sense together is refused, with what it would need."""
+"""What of the loss, the noise and the method makes no sense is refused, with what it would need."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ HUBER = "loss.type=huber"
 
 
 def found(settings, *lines: str) -> dict[str, str]:
-    """Key -> message of what is wrong with the loss and the noise."""
+    """Key -> message of what is wrong with the loss, the noise and the method."""
     problems = check(settings(*lines))
-    return {each.key: each.message for each in problems if each.key.split(".")[0] in {"loss", "noise"}}
+    return {each.key: each.message for each in problems if each.key.split(".")[0] in {"loss", "noise", "method"}}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,10 @@ def test_combinations_that_make_no_sense_are_refused(settings, lines, key, messa
         (["noise.timesteps=beta", "noise.beta_alpha=0.01"], "noise.beta_alpha", "at least 0.1"),
         (["noise.timesteps=beta", "noise.beta_beta=200"], "noise.beta_beta", "at most 100"),
         (["noise.shift=0"], "noise.shift", "above 0"),
+        (["+method.parts.denoiser.stop_after=3 epoch"], "method.parts.denoiser.stop_after", "epochs as in '1 epoch'"),
+        (["+method.parts.denoiser.stop_after=0"], "method.parts.denoiser.stop_after", "1 epoch, 3 epochs"),
+        (["+method.embeddings.cat.stop_after=1 epochs"], "method.embeddings.cat.stop_after", "and '3 epochs'"),
+        (["+method.embeddings.cat.lr=3 epochs"], "method.embeddings.cat.lr", "is not a number"),
     ],
 )
 def test_numbers_out_of_range_are_refused(settings, lines, key, accepted):

@@ -28,8 +28,8 @@ class Finetune:
     Args:
         targets: a preset of the family, or patterns on the names of layers, searched for anywhere in them; None: all.
         exclude: patterns on the names of layers that stay frozen all the same.
-        parts: part -> {"lr": learning rate or None for the optimizer's, "stop_after": when it stops training, below 1 a
-            share of the run, else optimizer steps}; None or absent: frozen.
+        parts: part -> {"lr": learning rate or None for the optimizer's, "stop_after": when it stops training: steps, a
+            share of the run below 1, or epochs}; None or absent: frozen.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
         templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
     """

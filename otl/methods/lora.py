@@ -33,7 +33,7 @@ class Lora(Adapter):
         exclude: patterns on the names of layers that get none all the same.
         ranks: pattern on layer names -> rank; the first that matches counts, and alpha / rank stays what it was.
         parts: part -> {"lr": learning rate or None for the optimizer's, "rank", "alpha": its own, "stop_after": when it
-            stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
+            stops training: steps, a share of the run below 1, or epochs}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its ranks and alphas.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
         templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
@@ -110,7 +110,7 @@ class Dora(Lora):
         exclude: patterns on the names of layers that get none all the same.
         ranks: pattern on layer names -> rank; the first that matches counts, and alpha / rank stays what it was.
         parts: part -> {"lr": learning rate or None for the optimizer's, "rank", "alpha": its own, "stop_after": when it
-            stops training, below 1 a share of the run, else optimizer steps}; None or absent: no adapter there.
+            stops training: steps, a share of the run below 1, or epochs}; None or absent: no adapter there.
         from_file: an adapter file to go on from, a plain LoRA too, whose layers keep its ranks and alphas.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
         templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.

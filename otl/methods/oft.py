@@ -24,8 +24,8 @@ class Oft(Adapter):
             of `from_file`.
         exclude: patterns on the names of layers that get none all the same.
         block_sizes: pattern on layer names -> block size; the first that matches counts.
-        parts: part -> {"lr": learning rate or None for the optimizer's, "stop_after": when it stops training, below 1 a
-            share of the run, else optimizer steps}; None or absent: no adapter there.
+        parts: part -> {"lr": learning rate or None for the optimizer's, "stop_after": when it stops training: steps, a
+            share of the run below 1, or epochs}; None or absent: no adapter there.
         from_file: an adapter file to go on from, whose layers keep its block sizes.
         embeddings: new words that train beside it, name -> the fields of `otl.methods.specs.Spec`.
         templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from otl.config import SettingsError
+from otl.epochs import ACCEPTED, StopAfter, is_stop
 
 
 @dataclass
@@ -16,7 +17,7 @@ class PartOptions:
     lr: float | None = None  # learning rate
     rank: int | None = None  # inner dimension of its adapter
     alpha: float | None = None  # numerator of its adapter's strength
-    stop_after: float | None = None  # below 1 a share of the run, else optimizer steps; None: never
+    stop_after: StopAfter | None = None  # a share of the run, steps or epochs; None: never
 
 
 def chosen_parts(parts: dict[str, Any], *, accepted: Collection[str] = ("lr", "stop_after")) -> dict[str, PartOptions]:
@@ -42,6 +43,10 @@ def options_of(name: str, options: dict[str, Any], accepted: Collection[str]) ->
         if key not in accepted:
             raise SettingsError(f"{setting}: no such setting; a part has {', '.join(accepted)}")
         if value is None:
+            continue
+        if key == "stop_after" and isinstance(value, str):
+            if not is_stop(value):
+                raise SettingsError(f"{setting}: must be {ACCEPTED}")
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise SettingsError(f"{setting}: must be a number")

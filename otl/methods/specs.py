@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from otl.config import SettingsError
+from otl.epochs import ACCEPTED, StopAfter, is_stop
 from otl.wording import meant, show
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")  # becomes a file's name
@@ -23,7 +24,7 @@ class Spec:
     init: str | None = None  # the words it starts as; None: random, like the vocabulary
     file: str | None = None  # an embedding to go on from
     lr: float | None = None  # learning rate; None: the optimizer's own
-    stop_after: float | None = None  # optimizer steps, or a share of the run below 1, after which it stays as it is
+    stop_after: StopAfter | None = None  # steps, a share of the run below 1, or epochs, after which it stays as it is
     output: bool = False  # whether its vectors are put in after the text encoder instead of before
     preserve_norm: bool = True  # whether its vectors are kept as long as the vocabulary's
 
@@ -33,17 +34,17 @@ class Spec:
         return f"method.embeddings.{self.name}"
 
 
-KINDS = {  # field -> what it takes, None aside
+KINDS: dict[str, Any] = {  # field -> what it takes, None aside
     "placeholder": str,
     "vectors": int,
     "init": str,
     "file": str,
     "lr": float,
-    "stop_after": float,
+    "stop_after": StopAfter,
     "output": bool,
     "preserve_norm": bool,
 }
-WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", StopAfter: ACCEPTED}
 
 
 def parse(settings: dict[str, Any] | None) -> dict[str, Spec]:
@@ -83,8 +84,10 @@ def spec(name: str, given: Any) -> Spec:
     return found
 
 
-def fits(value: Any, kind: type) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value of YAML is of a kind; true and false are no numbers."""
+    if kind is StopAfter:
+        return is_stop(value)
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)

@@ -93,9 +93,14 @@ class Training(LightningModule):
     stated: list[dict[str, Any]] = []  # what the settings say of each group of the optimizer
     track: Any = None  # set by tasks/train.py: shows the cache's progress
 
+    @property
+    def length(self) -> stopping.Length:
+        """Of the whole run."""
+        return stopping.Length(self.total_steps, self.steps_per_epoch)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Notice what has stopped training."""
-        stopped = stopping.stopped(self.groups, self.global_step, self.total_steps)
+        stopped = stopping.stopped(self.groups, self.global_step, self.length)
         if len(stopped) != len(self.stopped):
             self.stopped = stopped
             behind = [part for name, part in self.trained.items() if name not in self.text_encoders]
@@ -274,8 +279,7 @@ class Training(LightningModule):
         self.stated = [{name: group[name] for name in names & group.keys()} for group in optimizer.param_groups]
         if self.embeddings is not None:  # here, so that an average is taken afterwards
             optimizer.register_step_post_hook(self.embeddings.after_step)
-        stopping.check(self.groups, self.total_steps)
-        factors = [stopping.factor(self.lr_schedule, group, self.total_steps) for group in self.groups]
+        factors = [stopping.factor(self.lr_schedule, group, self.length) for group in self.groups]
         by_step = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_step, "interval": "step"}}
 

@@ -10,7 +10,9 @@ from peft.tuners.lora import LoraLayer
 from otl.augmentation import varying
 from otl.config import Data, Problem
 from otl.methods.injected import ADAPTER, adapted
+from otl.modules import stopping
 from otl.modules.base import DiffusionModule
+from otl.modules.training import steps_per_epoch
 from otl.schedules import warmup_steps
 from otl.tasks.run import plain
 from otl.types import Sample
@@ -41,6 +43,7 @@ def advise(
         *of_captions(settings, module),
         *of_validation(settings, held_out=len(samples) - len(train)),
         *of_ranks(module),
+        *of_stops(settings, module, batches=batches, steps=steps),
     ]
 
 
@@ -131,3 +134,10 @@ def of_ranks(module: DiffusionModule) -> Iterator[Problem]:
     if wide:
         message = f"above the width of {counted(len(wide), 'layer')}, where more of it adds numbers and no freedom"
         yield Problem("method.rank", f"{message}; lower it, or give these layers less by method.ranks", False, wide)
+
+
+def of_stops(settings: DictConfig, module: DiffusionModule, *, batches: int, steps: int) -> Iterator[Problem]:
+    """What stops training before the end, or after it."""
+    if steps:
+        per_epoch = steps_per_epoch(batches, settings.trainer.accumulate_grad_batches)
+        yield from stopping.problems(module.groups, stopping.Length(steps, per_epoch))

@@ -148,9 +148,8 @@ def _length(earlier: dict[str, Any], module: DiffusionModule) -> Iterator[str]:
     then, now, step = earlier["total_steps"], module.total_steps, earlier["global_step"]
     assert module.lr_schedule is not None
     rates = [[module.lr_schedule(done, total) for done in range(step + 1)] for total in (then, now)]
-    shares = [
-        key for key, value in flat(module.settings).items() if key.endswith(".stop_after") and 0 < (value or 0) < 1
-    ]
+    stops = {key: value for key, value in flat(module.settings).items() if key.endswith(".stop_after")}
+    shares = [key for key, value in stops.items() if isinstance(value, float) and value < 1]
     if then != now and (rates[0] != rates[1] or shares):
         what = "the learning rate so far" if rates[0] != rates[1] else listed(shares)
         yield f"trainer.max_steps: {then} -> {now} steps, which {what} depends on"

@@ -212,6 +212,10 @@ def test_settings_that_mean_nothing_are_refused(sd15_folder, options, message):
         (lambda: Lora(parts={"denoiser": {"lr": -1}}), r"method\.parts\.denoiser\.lr=-1: must be at least 0"),
         (lambda: Lora(parts={"denoiser": {"lr": "fast"}}), r"method\.parts\.denoiser\.lr=fast: must be a number"),
         (
+            lambda: Lora(parts={"denoiser": {"stop_after": "0.5"}}),
+            r"stop_after=0\.5: must be a number, or whole epochs",
+        ),
+        (
             lambda: Lora(parts={"denoiser": {"size": 1}}),
             r"size=1: no such setting; a part has lr, rank, alpha",
         ),

@@ -126,9 +126,9 @@ def test_dropout_stays_off_in_a_text_encoder_that_only_learns_words(folders):
 
 
 def test_each_embedding_has_its_own_learning_rate_and_end(folders):
-    words = {"cat": {"lr": 0.5, "stop_after": 0.25}, "dog": {}}
+    words = {"cat": {"lr": 0.5, "stop_after": "3 epochs"}, "dog": {}}
     module = taught("sd15", folders["sd15"], Embedding(embeddings=words))
-    assert [(group.lr, group.stop_after) for group in module.groups] == [(0.5, 0.25), (None, None)]
+    assert [(group.lr, group.stop_after) for group in module.groups] == [(0.5, "3 epochs"), (None, None)]
 
 
 # Norms

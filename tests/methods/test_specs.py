@@ -24,6 +24,8 @@ WRONG = [
     ({"cat": {"vectors": 0}}, r"vectors=0: must be at least 1"),
     ({"cat": {"output": 1}}, r"output=1: must be true or false"),
     ({"cat": {"lr": "fast"}}, r"lr=fast: must be a number"),
+    ({"cat": {"stop_after": "3 epoch"}}, r"stop_after=3 epoch: must be a number, or whole epochs as in"),
+    ({"cat": {"stop_after": True}}, r"stop_after=true: must be a number, or whole epochs as in"),
     ({"cat": {"init": 3}}, r"init=3: must be a text"),
     ({"cat": {"init": "a", "file": "b.pt"}}, r"init=a and file=b\.pt both say how it starts"),
     ({"cat": {"placeholder": " "}}, r"placeholder=' ': give a word"),

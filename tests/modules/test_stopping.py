@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
 from otl import schedules
-from otl.config import SettingsError, conf_dir
+from otl.config import conf_dir
 from otl.methods.finetune import Finetune
 from otl.methods.lora import Lora
 from otl.modules import stopping
@@ -18,6 +18,8 @@ from otl.types import ParamGroup
 
 OPTIMIZERS = sorted(path.stem for path in (conf_dir() / "optimizer").glob("*.yaml"))
 STEPS, STOP = 6, 3
+PER_EPOCH = 2
+HUNDRED = stopping.Length(100, 7)
 
 
 class Uncached(StableDiffusion):
@@ -49,7 +51,7 @@ def run(folder, method, optimizer, *, steps=STEPS, accumulate=1, weight_decay=No
     options.lr = 1.0 if optimizer == "prodigy" else 1e-2
     options.weight_decay = 0.1
     module.optimizer, module.lr_schedule = deferred(options), schedules.constant
-    module.total_steps = total
+    module.total_steps, module.steps_per_epoch = total, PER_EPOCH
     weights = Weights()
     fit = Trainer(
         max_steps=steps,
@@ -120,25 +122,42 @@ def group(name, stop):
 
 
 def test_the_learning_rate_of_a_stopped_group_is_zero():
-    factor = stopping.factor(schedules.linear, group("a", 0.25), 8)
+    factor = stopping.factor(schedules.linear, group("a", 0.25), stopping.Length(8, 2))
     assert [factor(step) for step in range(4)] == [1.0, 1 - 1 / 8, 0.0, 0.0]
-    endless = stopping.factor(schedules.linear, group("a", None), 8)
+    endless = stopping.factor(schedules.linear, group("a", None), stopping.Length(8, 2))
     assert [endless(step) for step in range(9)] == [1 - step / 8 for step in range(9)]
 
 
 def test_a_share_too_small_for_a_step_is_one_step():
-    assert stopping.last_step(group("a", 0.001), 100) == 1
-    assert stopping.last_step(group("a", 7), 100) == 7
-    assert stopping.last_step(group("a", 0.5), 100) == 50
+    assert stopping.last_step(group("a", 0.001), HUNDRED) == 1
+    assert stopping.last_step(group("a", 7), HUNDRED) == 7
+    assert stopping.last_step(group("a", 0.5), HUNDRED) == 50
+
+
+def test_epochs_are_counted_in_the_steps_of_one():
+    assert stopping.last_step(group("a", "1 epoch"), HUNDRED) == 7
+    assert stopping.last_step(group("a", "12 epochs"), HUNDRED) == 84
+
+
+def test_a_part_trains_for_whole_epochs(sd15_folder):
+    method = Lora(rank=2, parts={"denoiser": {}, "text_encoder": {"stop_after": "2 epochs"}})
+    _, weights, _ = run(sd15_folder, method, "adamw")
+    assert changed(weights, "text_encoder") == [True] * 3 + [False] * 2
+
+
+def problems(*groups):
+    return {problem.key: (problem.message, problem.fatal) for problem in stopping.problems(list(groups), HUNDRED)}
 
 
 def test_a_run_whose_end_trains_nothing_is_refused():
-    with pytest.raises(SettingsError, match=r"stopped after step 50 of 100: .* or set trainer\.max_steps=50"):
-        stopping.check([group("a", 0.5), group("b", 20)], 100)
-    stopping.check([group("a", 0.5), group("b", None)], 100)
-    stopping.check([group("a", 100), group("b", 0.5)], 100)
+    message, fatal = problems(group("a", 0.5), group("b", "3 epochs"))["stop_after"]
+    assert "stopped after step 50 of 100: " in message and "or set trainer.max_steps=50" in message
+    assert fatal
+    assert problems(group("a", 0.5), group("b", None)) == {}
+    assert list(problems(group("a", 100), group("b", 0.5))) == ["stop_after of a"]
 
 
-def test_a_stop_after_the_end_is_told(caplog):
-    stopping.check([group("unet", None), group("text_encoder", 200)], 100)
-    assert "stop_after of text_encoder, 200 steps, has no effect: the run has 100" in caplog.text
+@pytest.mark.parametrize(("stop", "steps"), [(200, 200), ("15 epochs", 105)])
+def test_a_stop_after_the_end_is_told(stop, steps):
+    found = problems(group("unet", None), group("text_encoder", stop))
+    assert found == {"stop_after of text_encoder": (f"{steps} steps, which has no effect: the run has 100", False)}

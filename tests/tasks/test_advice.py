@@ -37,6 +37,8 @@ def test_the_defaults_make_sense(advised):
         (["callbacks.ema.decay=0.999"], {}, "callbacks.ema.decay", "at most 0.99 fits", False),
         (["trainer.val_check_interval=10"], {}, "trainer.val_check_interval", "no image is held out", True),
         (["method.rank=64"], {}, "method.rank", "above the width of", False),
+        (["+method.parts.denoiser.stop_after=33 epochs"], {}, "stop_after", "after step 99 of 100", True),
+        (["+method.parts.denoiser.stop_after=50 epochs"], {}, "stop_after of unet", "has no effect", False),
     ],
 )
 def test_what_makes_no_sense_is_said(line, options, key, said, fatal, advised):

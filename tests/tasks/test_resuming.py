@@ -126,6 +126,18 @@ def test_a_share_of_the_run_depends_on_its_length_too(module):
     assert "method.parts.text_encoder.stop_after depends on" in found[0]
 
 
+@pytest.mark.parametrize("stop", ["7", "3 epochs"])
+def test_steps_and_epochs_do_not_depend_on_the_length_of_the_run(module, stop):
+    stops = [f"++method.parts.text_encoder.stop_after={stop}"]
+    assert differences(earlier(module(*stops)), module(*stops, total_steps=200)) == []
+
+
+def test_another_number_of_epochs_is_another_run(module):
+    then, now = ([f"++method.parts.text_encoder.stop_after={stop}"] for stop in ("3 epochs", "4 epochs"))
+    line = "method.parts.text_encoder.stop_after: 3 epochs -> 4 epochs"
+    assert differences(earlier(module(*then)), module(*now)) == [line]
+
+
 @pytest.mark.parametrize(
     ("now", "lines"),
     [
