@@ -187,10 +187,7 @@ class Adapter:
                     f"set method.parts.{empty[0]}=null, or other targets"
                 )
         else:
-            names = {
-                part: matching(found, self.targets, module.lora_targets[part], part=part)
-                for part, found in names.items()
-            }
+            names = matching(names, self.targets, module.lora_targets)
         names = excluding(names, self.exclude)
         left_out = [f"{part}.{path}" for part in given for path in given[part] if path not in set(names[part])]
         if left_out:

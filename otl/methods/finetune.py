@@ -99,8 +99,7 @@ class Finetune:
             part: [path for path, layer in module.part(part).named_modules() if own_parameters(layer)] for part in parts
         }
         if self.targets is not None:
-            presets = module.lora_targets
-            names = {part: matching(of, self.targets, presets.get(part, {}), part=part) for part, of in names.items()}
+            names = matching(names, self.targets, module.lora_targets)
         return excluding(names, self.exclude)
 
     def export(self, module: DiffusionModule, path: Path) -> Path:

@@ -24,26 +24,36 @@ def plain(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == 1
 
 
-def matching(names: list[str], targets: str | list[str], presets: dict[str, list[str]], *, part: str) -> list[str]:
-    """The layers that any pattern finds.
+def matching(
+    names: dict[str, list[str]], targets: str | list[str], presets: dict[str, dict[str, list[str]]]
+) -> dict[str, list[str]]:
+    """part -> the layers that any pattern finds; a pattern may be meant for one of several parts.
 
     Args:
-        names: paths of all layers of the part.
+        names: part -> paths of all its layers.
         targets: a preset's name, or regular expressions searched for anywhere in a path.
-        presets: name -> patterns.
-        part: for the error.
+        presets: part -> name -> patterns.
 
     Raises:
-        SettingsError: no such preset, a pattern that is no regular expression, or one that finds nothing.
+        SettingsError: no such preset, a pattern that is no regular expression or finds nothing in any part, or a part
+            in which none finds anything.
     """
-    patterns = preset(targets, presets) if isinstance(targets, str) else list(targets)
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = found_by(pattern, names, setting="targets")
-        if not hits:
-            raise SettingsError(f"method.targets: {pattern!r} matches no layer of {part}. {described(names)}")
-        found |= hits
-    return [name for name in names if name in found]
+    found: dict[str, set[str]] = {part: set() for part in names}
+    hits: dict[str, int] = {}
+    for part, of_part in names.items():
+        patterns = preset(targets, presets.get(part, {})) if isinstance(targets, str) else targets
+        for pattern in patterns:
+            layers_found = found_by(pattern, of_part, setting="targets")
+            found[part] |= layers_found
+            hits[pattern] = hits.get(pattern, 0) + len(layers_found)
+    if idle := [pattern for pattern, count in hits.items() if not count]:
+        raise SettingsError(f"method.targets: {idle[0]!r} matches no layer of {' or '.join(names)}. {kinds_of(names)}")
+    if empty := [part for part, of_part in found.items() if not of_part]:
+        raise SettingsError(
+            f"method.targets: nothing matches a layer of {empty[0]}: add a pattern for it, or set "
+            f"method.parts.{empty[0]}=null. {kinds_of({empty[0]: names[empty[0]]})}"
+        )
+    return {part: [name for name in of_part if name in found[part]] for part, of_part in names.items()}
 
 
 def found_by(pattern: str, names: Iterable[str], *, setting: str) -> set[str]:
@@ -107,7 +117,10 @@ def preset(name: str, presets: dict[str, list[str]]) -> list[str]:
         return presets[name]
     close = difflib.get_close_matches(name, presets, n=1, cutoff=0.7)
     if close:
-        raise SettingsError(f"method.targets={name}: did you mean {close[0]}? Presets: {', '.join(presets)}")
+        raise SettingsError(
+            f"method.targets={name}: did you mean {close[0]}? Presets: {', '.join(presets)}; a pattern of that name is "
+            f"a list, [{name}]"
+        )
     return [name]
 
 

@@ -252,7 +252,7 @@ def check_presets_find_layers(factory: Factory) -> None:
     for part, presets in module.lora_targets.items():
         for preset in presets:
             try:
-                matching(layers(module.part(part)), preset, presets, part=part)
+                matching({part: layers(module.part(part))}, preset, {part: presets})
             except SettingsError as error:
                 raise AssertionError(f"the preset {preset} of {part}: {error}") from error
 

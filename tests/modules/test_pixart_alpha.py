@@ -202,7 +202,7 @@ def test_presets_find_the_published_number_of_layers(preset, transformer, text):
     module = PixArtAlpha("published/weights")
     module.build_skeleton()
     found = {
-        part: len(matching(layers(module.part(part)), preset, presets, part=part))
+        part: len(matching({part: layers(module.part(part))}, preset, {part: presets})[part])
         for part, presets in module.lora_targets.items()
     }
     assert found == {"transformer": transformer, "text_encoder": text}

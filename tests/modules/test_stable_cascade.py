@@ -286,4 +286,4 @@ def test_it_has_the_published_size(both_sizes, lite, part, count, gigabytes):
 def test_presets_find_the_published_number_of_layers(both_sizes, preset, count):
     module = both_sizes[False]
     prior = module.part("prior")
-    assert len(matching(layers(prior), preset, module.lora_targets["prior"], part="prior")) == count
+    assert len(matching({"prior": layers(prior)}, preset, module.lora_targets)["prior"]) == count

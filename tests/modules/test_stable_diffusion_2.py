@@ -58,8 +58,8 @@ def test_attention_is_upcast_in_2_1_at_768_alone(settings):
 def test_presets_find_the_published_number_of_layers(preset, count):
     module = StableDiffusion2("published/weights")
     module.build_skeleton()
-    names = layers(module.part("unet"))
-    assert len(matching(names, preset, module.lora_targets["unet"], part="unet")) == count
+    names = {"unet": layers(module.part("unet"))}
+    assert len(matching(names, preset, module.lora_targets)["unet"]) == count
 
 
 @pytest.mark.parametrize(

@@ -178,4 +178,4 @@ def test_it_has_the_published_number_of_parameters(full, part, count):
 )
 def test_presets_find_the_layers_of_the_architecture(full, preset, count):
     prior = full.part("prior")
-    assert len(matching(layers(prior), preset, full.lora_targets["prior"], part="prior")) == count
+    assert len(matching({"prior": layers(prior)}, preset, full.lora_targets)["prior"]) == count
