@@ -17,8 +17,17 @@ from otl.modules.base import DiffusionModule
 from otl.modules.clip import ClipModule
 from otl.types import Batch, Cond
 
-UNET_TARGETS = {"attn-mlp": [r"attentions"], "attn-only": [r"attn[12]\."], "full": [r""]}
+UNET_TARGETS = {
+    "attn-mlp": [r"attentions"],
+    "attn-only": [r"attn[12]\."],
+    "full": [r""],
+    "blocks": [r"attentions"],  # attn-mlp by the name that the other families have for it
+    "down-blocks": [r"down_blocks\..*attentions"],
+    "mid-block": [r"mid_block\.attentions"],
+    "up-blocks": [r"up_blocks\..*attentions"],
+}
 CLIP_TARGETS = {"attn-mlp": [r"layers"], "attn-only": [r"self_attn"], "full": [r""]}
+TEXT_TARGETS = {preset: [r"layers"] for preset in UNET_TARGETS} | CLIP_TARGETS  # of the other presets: all of it
 
 
 class StableDiffusion(ClipModule):
@@ -36,7 +45,7 @@ class StableDiffusion(ClipModule):
     file_keys = ("model.diffusion_model.output_blocks.11.0.skip_connection.weight",)
     foreign_keys = ("cond_stage_model.model.transformer.resblocks.22.ln_1.weight",)
     writes_file = True
-    lora_targets = {"unet": UNET_TARGETS, "text_encoder": CLIP_TARGETS}
+    lora_targets = {"unet": UNET_TARGETS, "text_encoder": TEXT_TARGETS}
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
     architecture = "stable-diffusion-v1"
     inpaint_architecture = "stable-diffusion-v1-inpainting"

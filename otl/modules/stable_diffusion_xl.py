@@ -13,7 +13,7 @@ from otl import noise
 from otl.formats.original import sgm_unet_names
 from otl.formats.single_file import clip, marks, open_clip
 from otl.modules.clip import ClipModule
-from otl.modules.stable_diffusion import CLIP_TARGETS, UNET_TARGETS, decode_vae, encode_vae, original_images
+from otl.modules.stable_diffusion import TEXT_TARGETS, UNET_TARGETS, decode_vae, encode_vae, original_images
 from otl.types import Batch, Cond
 
 
@@ -33,7 +33,7 @@ class StableDiffusionXL(ClipModule):
     config_name = "sdxl"
     file_keys = ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",)
     writes_file = True
-    lora_targets = {"unet": UNET_TARGETS, "text_encoder": CLIP_TARGETS, "text_encoder_2": CLIP_TARGETS}
+    lora_targets = {"unet": UNET_TARGETS, "text_encoder": TEXT_TARGETS, "text_encoder_2": TEXT_TARGETS}
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     embedding_keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     architecture = "stable-diffusion-xl-v1-base"

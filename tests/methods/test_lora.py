@@ -1,14 +1,17 @@
 """LoRA: which layers, which strength, and what the file does in the stock pipeline."""
 
+import json
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 
-from otl.config import LoraFormat, Output, SettingsError
+from otl.config import PACKAGE, LoraFormat, Output, SettingsError
 from otl.methods.lora import Lora
 from otl.methods.targets import layers, matching
 from otl.modules.stable_diffusion import StableDiffusion
+from otl.modules.stable_diffusion_2 import StableDiffusion2
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
 
 COUNTS = [  # published: kohya's and OneTrainer's networks
@@ -46,6 +49,37 @@ def skeletons():
 def test_presets_find_the_published_number_of_layers(skeletons, family, part, preset, count):
     names = {part: layers(skeletons[family].part(part))}
     assert len(matching(names, preset, family.lora_targets)[part]) == count
+
+
+def attention_layers(config):
+    """Linear and convolution layers in the transformers of a published UNet, block by block, counted from its config.
+
+    A transformer has a projection in and out; each of its blocks four in either attention and two in the feed-forward.
+    """
+    levels = len(config["block_out_channels"])
+    depths = config.get("transformer_layers_per_block", 1)
+    depths = depths if isinstance(depths, list) else [depths] * levels
+    of = [2 + 10 * depth for depth in depths]
+    down = [2 * of[n] for n, kind in enumerate(config["down_block_types"]) if kind.startswith("CrossAttn")]
+    up = [3 * of[levels - 1 - n] for n, kind in enumerate(config["up_block_types"]) if kind.startswith("CrossAttn")]
+    return {"down-blocks": sum(down), "mid-block": of[-1], "up-blocks": sum(up)}
+
+
+@pytest.mark.parametrize(
+    ("model", "family", "total"),
+    [("sd15", StableDiffusion, 192), ("sd21", StableDiffusion2, 192), ("sdxl", StableDiffusionXL, 722)],
+)
+def test_presets_of_blocks_find_the_attention_and_feed_forward_of_their_blocks(model, family, total):
+    config = json.loads((PACKAGE / "assets" / "configs" / model / "unet" / "config.json").read_text())
+    assert config["layers_per_block"] == 2
+    expected = attention_layers(config)
+    module = family("published/weights")
+    module.build_skeleton()
+    names = {"unet": layers(module.part("unet"))}
+    found = {preset: matching(names, preset, family.lora_targets)["unet"] for preset in (*expected, "blocks")}
+    assert {preset: len(found[preset]) for preset in expected} == expected
+    assert len(found["blocks"]) == sum(expected.values()) == total
+    assert all(name.startswith(preset.replace("-", "_")) for preset in expected for name in found[preset])
 
 
 @pytest.mark.parametrize(("family", "preset", "count"), PARAMETERS)
