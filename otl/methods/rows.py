@@ -59,6 +59,10 @@ class Rows(nn.Module):
         """The vocabulary's table."""
         return self.table.weight
 
+    def new_parameters(self) -> list[nn.Parameter]:
+        """All but the vocabulary's table."""
+        return [rows for group in (self.inputs, self.outputs, self.fixed) for rows in group.values()]
+
     def trained(self, name: str) -> nn.Parameter:
         """[n, D] what trains of an embedding."""
         rows = self.outputs if key(name) in self.outputs else self.inputs

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from otl.methods.rows import Rows
 from otl.modules.base import DiffusionModule
 from otl.types import Batch, Size
 
@@ -90,24 +91,35 @@ def empty_batch(size: Size, count: int) -> Batch:
 
 
 def weights(module: DiffusionModule) -> list[dict[str, Any]]:
-    """One row for each part: its parameters, how many train, and the bytes of both in the dtype they are kept in."""
+    """One row for each part: the checkpoint's own parameters and their bytes in the dtype they are kept in, how many
+    train, and apart from them what the method adds: adapters and new words, always in fp32."""
     dtypes = module.part_dtypes()
     rows = []
     for name in module.part_names:
-        parameters = list(module.part(name).parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        total = sum(p.numel() for p in parameters)
+        part = module.part(name)
+        new = added(module, part)
+        total = sum(p.numel() for p in part.parameters() if id(p) not in new)
         dtype = dtypes.get(name, dtypes["default"])
         rows.append(
             {
                 "part": name,
-                "parameters": total - (trained if trained < total else 0),
-                "trained": trained,
+                "parameters": total,
+                "trained": sum(p.numel() for p in part.parameters() if p.requires_grad),
                 "dtype": str(dtype).removeprefix("torch."),
-                "bytes": (total - trained) * dtype.itemsize + trained * 4,
+                "bytes": total * dtype.itemsize,
+                "added": sum(new.values()),
+                "added_bytes": sum(new.values()) * 4,
             }
         )
     return rows
+
+
+def added(module: DiffusionModule, part: nn.Module) -> dict[int, int]:
+    """id -> size of the parameters that are the method's and not the checkpoint's."""
+    new = [p for rows in part.modules() if isinstance(rows, Rows) for p in rows.new_parameters()]
+    if module.method is not None and not module.method.whole_parts:
+        new += [p for p in part.parameters() if p.requires_grad]
+    return {id(p): p.numel() for p in new}
 
 
 def estimate(
@@ -132,7 +144,7 @@ def estimate(
     stays = [r for r in rows if keeps_encoders or r["part"] in needed or r["trained"]]
     activations = activation_bytes(module, size, batch_size, dtype=module.autocast_dtype or torch.float32)
     found = {
-        "weights": sum(row["bytes"] for row in stays),
+        "weights": sum(row["bytes"] + row["added_bytes"] for row in stays),
         "gradients": trained * 4,
         "optimizer": round(trained * OPTIMIZER_BYTES.get(optimizer, UNKNOWN_OPTIMIZER)),
         "activations": activations,

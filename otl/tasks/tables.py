@@ -12,7 +12,7 @@ from otl.formats.files import size
 from otl.wording import printable
 
 WORST = 10  # files shown of each warning; plan.json has all
-GIGA = 1e9
+MEGA, GIGA = 1e6, 1e9
 
 
 def show(plan: dict[str, Any], console: Console | None = None, *, told: Collection[str] = ()) -> None:
@@ -77,11 +77,11 @@ def concepts(plan: dict[str, Any]) -> Table:
 
 
 def weights(plan: dict[str, Any]) -> Table:
-    table = Table("part", "parameters", "trained", "dtype", "GB", title="Weights", title_justify="left")
+    columns = ["part", "parameters", "dtype", "GB", "trained", "added", "added, MB"]
+    table = Table(*columns, title="Weights of the checkpoint, and what the method adds", title_justify="left")
     for row in plan["weights"]:
-        table.add_row(
-            row["part"], f"{row['parameters']:,}", f"{row['trained']:,}", row["dtype"], f"{row['bytes'] / GIGA:.2f}"
-        )
+        own = [row["part"], f"{row['parameters']:,}", row["dtype"], f"{row['bytes'] / GIGA:.2f}", f"{row['trained']:,}"]
+        table.add_row(*own, f"{row['added']:,}", f"{row['added_bytes'] / MEGA:.1f}")
     return table
 
 

@@ -1,7 +1,11 @@
 """The plan's weights at full size, against what users of these models are told."""
 
-import pytest
+import io
 
+import pytest
+from rich.console import Console
+
+from otl.tasks import tables
 from otl.tasks.memory import weights
 from otl.tasks.run import build_module
 
@@ -31,3 +35,37 @@ def test_in_bf16_the_text_encoder_of_cascade_takes_half(settings):
     module.build_skeleton()
     planned = {row["part"]: row["bytes"] / 1e9 for row in weights(module)}
     assert planned["text_encoder"] == pytest.approx(1.39, rel=0.01)
+
+
+UNET, CLIP_L = 859_520_964, 123_060_480  # published
+
+
+@pytest.mark.parametrize(
+    ("line", "trained", "added"),
+    [
+        (["method=lora", "method.rank=16"], (6_782_976, 0), (6_782_976, 0)),  # published at rank 16
+        (["method=lora", "method.rank=16", "method.embeddings.cat.vectors=2"], (6_782_976, 1536), (6_782_976, 1536)),
+        (["method=embedding", "method.embeddings.cat={vectors: 3, output: true}"], (0, 2304), (0, 4608)),
+        (["method=finetune"], (UNET, 0), (0, 0)),
+        (["method=finetune", "method.targets=[conv_in]"], (4 * 320 * 9 + 320, 0), (0, 0)),
+        (["method=finetune", "method.embeddings.cat.vectors=1"], (UNET, 768), (0, 768)),
+    ],
+)
+def test_what_a_method_adds_is_not_among_the_weights_of_the_checkpoint(line, trained, added, settings):
+    module = build_module(settings("model=sd15", "model.dtype=bf16", "data.path=x", "logger=none", *line))
+    module.build_skeleton()
+    rows = {row["part"]: row for row in weights(module)}
+    parts = rows["unet"], rows["text_encoder"]
+    assert tuple(row["parameters"] for row in parts) == (UNET, CLIP_L)
+    assert tuple(row["trained"] for row in parts) == trained
+    assert tuple((row["added"], row["added_bytes"]) for row in parts) == tuple((n, 4 * n) for n in added)
+    whole = line[0] == "method=finetune"
+    assert tuple(row["bytes"] for row in parts) == (UNET * (4 if whole else 2), CLIP_L * 2)
+
+
+def test_the_table_shows_them_apart():
+    row = {"part": "unet", "parameters": UNET, "trained": 6_782_976, "dtype": "float32", "bytes": UNET * 4}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(tables.weights({"weights": [row | {"added": 6_782_976, "added_bytes": 4 * 6_782_976}]}))
+    shown = console.export_text()
+    assert "3.44" in shown and "27.1" in shown and "859,520,964" in shown
