@@ -44,6 +44,10 @@ class PixArtAlpha(DiffusionModule):
     plus the variational bound in bits, which teaches the variance alone; a weight by signal to noise ratio multiplies
     both. The 1024 checkpoint is told the size of the file, and the aspect of the bucket, as in
     `InternalData_ms.py` there; OneTrainer tells it the bucket's size instead.
+
+    A dropped caption is the empty one with its mask, which guidance reads as the negative prompt; OneTrainer multiplies
+    what T5 gives, and the mask, by 0 instead. The original training had fixed vectors of its own there (`y_embedding`),
+    which the published diffusers checkpoints no longer hold.
     """
 
     pipeline_class = PixArtAlphaPipeline

@@ -42,7 +42,8 @@ class StableCascade(CascadedModule):
     As in the original training (github.com/Stability-AI/StableCascade, train/train_c.py): t = u + 0.001, and where the
     schedule is clamped the denoiser is told the time at which the clamp begins, so that a time always means one noise;
     the squared error of the noise times 1 / (1 + snr); dropout of 0.1; and data.caption_dropout=0.05, which is for the
-    user to set. Unlike there, the image condition is always zero, as it was for nine samples in ten.
+    user to set. Unlike there, the image condition is always zero, as it was for nine samples in ten. A dropped caption
+    is the empty one, as there; OneTrainer multiplies what the text encoder gives by 0 instead.
 
     Args:
         checkpoint: hub name or folder with the prior and its text encoder, or a single file of stage C.

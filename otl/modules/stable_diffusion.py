@@ -31,7 +31,11 @@ TEXT_TARGETS = {preset: [r"layers"] for preset in UNET_TARGETS} | CLIP_TARGETS  
 
 
 class StableDiffusion(ClipModule):
-    """A UNet over 4-channel latents at an eighth of the size, led by the last layer of CLIP-L, 77 tokens."""
+    """A UNet over 4-channel latents at an eighth of the size, led by the last layer of CLIP-L, 77 tokens.
+
+    A dropped caption is the empty one, as in the original training (github.com/CompVis/stable-diffusion,
+    `ucg_training` in ldm/models/diffusion/ddpm.py); OneTrainer multiplies what the text encoder gives by 0 instead.
+    """
 
     pipeline_class = StableDiffusionPipeline
     inpaint_pipeline_class = StableDiffusionInpaintPipeline

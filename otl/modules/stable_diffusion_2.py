@@ -11,7 +11,11 @@ from otl.modules.stable_diffusion import StableDiffusion, original_images
 class StableDiffusion2(StableDiffusion):
     """Stable Diffusion 1.5's networks led by OpenCLIP-H: its last layer but one, which the published text encoder ends
     with (23 layers), after the final layer norm. The 768-pixel models predict v, which a single file
-    does not say: `config` does ("sd20", "sd21": v; "sd20_base", "sd21_base", "sd20_inpaint": epsilon)."""
+    does not say: `config` does ("sd20", "sd21": v; "sd20_base", "sd21_base", "sd20_inpaint": epsilon).
+
+    A dropped caption is the empty one, as in the original code (github.com/Stability-AI/stablediffusion,
+    `ucg_training` in ldm/models/diffusion/ddpm.py); OneTrainer multiplies what the text encoder gives by 0 instead.
+    """
 
     resolution = 768
     config_name = "sd21"

@@ -19,7 +19,12 @@ from otl.types import Batch, Cond
 
 class StableDiffusionXL(ClipModule):
     """A UNet led by the penultimate layers of CLIP-L and OpenCLIP bigG side by side, bigG's pooled vector, and the
-    sizes of file, crop and bucket (https://arxiv.org/abs/2307.01952, section 2.2)."""
+    sizes of file, crop and bucket (https://arxiv.org/abs/2307.01952, section 2.2).
+
+    A dropped caption is the empty one, which pictures are drawn with as the negative prompt unless another is given.
+    OneTrainer multiplies what the encoders give by 0 instead, as does github.com/Stability-AI/generative-models
+    (`ucg_rate` in sgm/modules/encoders/modules.py); diffusers' pipeline reads zeros where it gets no negative prompt.
+    """
 
     pipeline_class = StableDiffusionXLPipeline
     inpaint_pipeline_class = StableDiffusionXLInpaintPipeline

@@ -38,7 +38,8 @@ class Wuerstchen(CascadedModule):
     As in the original training (github.com/dome272/Wuerstchen, train_stage_C.py): t = 1.08 u + 0.001, at most 1, so
     that seven in a hundred times are pure noise; the squared error of the noise times 1 / (1 + snr); dropout of 0.1 in
     the prior; and data.caption_dropout=0.05, which is for the user to set. The latents' scale of 42 and shift of 1 are
-    the published pipeline's.
+    the published pipeline's. A dropped caption is the empty one, as there; OneTrainer multiplies what the text encoder
+    gives by 0 instead.
     """
 
     pipeline_class = WuerstchenPriorPipeline

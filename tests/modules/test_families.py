@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
+from otl.registry import families
 from otl.types import Batch, Size
 
 CAPTIONS = ["a small red circle", "a photo of a cat"]
@@ -131,6 +132,21 @@ def test_drawing_is_the_stock_pipeline_with_the_seed_s_own_noise(sd15_folder):
     ).images[0]
     assert first[1].tobytes() == stock.tobytes()
     assert wide[0].size == (48, 32)
+
+
+OURS = sorted(name for name, entry in families().items() if entry.value.startswith("otl."))
+
+
+def test_there_are_six_families():
+    assert len(OURS) == 6
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_family_says_where_it_departs_from_onetrainer(name):
+    """In the docstring of its own class: what a dropped caption is, here and there."""
+    said = " ".join((families()[name].load().__doc__ or "").split())
+    assert "A dropped caption is the empty one" in said
+    assert "OneTrainer multiplies what" in said
 
 
 def test_what_random_numbers_follow_from_stays_on_the_cpu(drawn):
