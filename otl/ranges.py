@@ -339,7 +339,9 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
     """The folders and files that have to be there."""
     data = settings.get("data", {})
     concepts = {name: each for name, each in data.get("concepts", {}).items() if each.get("enabled", True)}
-    places = {f"data.concepts.{name}.path": concept.get("path") for name, concept in concepts.items()}
+    places = {
+        f"data.concepts.{name}.path": concept.get("path") for name, concept in concepts.items() if not _drawn(concept)
+    }
     places["data.path"] = data.get("path")
     task = (settings.get("task") or {}).get("_target_")
     if task == CACHE:
@@ -364,6 +366,12 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
     if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
         yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
     yield from _check_manifest(settings.get("manifest"), repeats=task == REPEAT)
+
+
+def _drawn(concept: dict[str, Any]) -> bool:
+    """Whether a concept's folder is made when its class images are drawn."""
+    images, path = concept.get("generate"), concept.get("path")
+    return isinstance(images, int) and images > 0 and isinstance(path, str) and not Path(path).expanduser().exists()
 
 
 def _check_cache(task: dict[str, Any], data: dict[str, Any]) -> Iterator[Problem]:

@@ -212,3 +212,20 @@ def test_settings_of_masks_that_make_sense_are_accepted(settings, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     masks = ["inpaint.masks=both", f"data.mask_folder={tmp_path}", "inpaint.whole=1", "inpaint.resize=area"]
     assert check(settings("data.path=.", *masks, f"sample.image=[{tmp_path}/a.png]", "sample.mask=null")) == []
+
+
+def test_the_folder_of_class_images_need_not_be_there_where_they_are_drawn(settings, tmp_path):
+    concept = [f"data.concepts.class.path={tmp_path / 'new'}", "data.concepts.class.prompt=a dog"]
+    assert check(settings("data.path=.", *concept, "data.concepts.class.generate=2")) == []
+
+
+def test_a_folder_that_nothing_makes_must_be_there(settings, tmp_path):
+    (problem,) = check(settings("data.path=.", f"data.concepts.class.path={tmp_path / 'new'}"))
+    assert problem.key == "data.concepts.class.path" and "does not exist" in problem.message
+
+
+def test_class_images_are_not_drawn_into_a_file(settings, tmp_path):
+    (tmp_path / "new").write_bytes(b"")
+    concept = [f"data.concepts.class.path={tmp_path / 'new'}", "data.concepts.class.prompt=a dog"]
+    (problem,) = check(settings("data.path=.", *concept, "data.concepts.class.generate=2"))
+    assert problem.key == "data.concepts.class.path" and "is a file" in problem.message
