@@ -107,9 +107,8 @@ class Finetune:
         embeddings beside it, for no stock text encoder holds them."""
         from otl.formats.folder import save_pipeline
 
-        module.recover()  # a pipeline is whole
         self.embeddings.export(module, path)
-        with self.embeddings.put_away(module):
+        with module.recovered(), self.embeddings.put_away(module):  # a pipeline is whole
             if module.output_options.checkpoint_format == CheckpointFormat.single_file:
                 return save_file(module, path.with_name(path.name + ".safetensors"))
             with module.sampling_scheduler():  # v-prediction and zero-terminal-SNR belong to the weights

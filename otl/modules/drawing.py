@@ -88,17 +88,14 @@ def encoded(module: DiffusionModule, prompts: list[str], *, batch_size: int) -> 
     found = {prompt: kept[prompt] for prompt in prompts if prompt in kept}
     if not missing:
         return found
-    gone = [name for name in module.text_encoders if name in module.released]
-    module.recover(gone)
-    for name in module.text_encoders:
-        module.part(name).to(module.device).eval()
-    with module.autocast():
+    with module.recovered(module.text_encoders), module.autocast():
+        for name in module.text_encoders:
+            module.part(name).to(module.device).eval()
         for start in range(0, len(missing), batch_size):
             texts = missing[start : start + batch_size]
             cond = module.encode_prompt(texts)
             for row, text in enumerate(texts):
                 found[text] = {key: value[row].cpu() for key, value in cond.items()}
-    module.release(gone)
     return found
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -136,6 +137,16 @@ class Networks(LightningModule):
         for name in [name for name in self.part_names if name in self.released and (names is None or name in names)]:
             setattr(self.pipeline, name, self.load_part(name).requires_grad_(False).eval())
             self.released.discard(name)
+
+    @contextlib.contextmanager
+    def recovered(self, names: Iterable[str] | None = None) -> Iterator[None]:
+        """What was let go, all of it or of the named parts, is there meanwhile and goes again."""
+        gone = self.released.intersection(self.part_names if names is None else names)
+        self.recover(gone)
+        try:
+            yield
+        finally:
+            self.release(gone)
 
     def move_frozen(self, device: torch.device, all_but: tuple[str, ...] = ()) -> None:
         """Move the parts that Lightning does not see."""
