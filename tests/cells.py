@@ -87,9 +87,9 @@ INTRODUCTION = """\
 Written by `python -m tests.cells` from the table that the tests go through; a test holds it to that table.
 Every cell is trained with tiny random models of the real classes:
 
-- **contract** (`tests/test_cells.py`): gradients reach each group and nothing else; the loss of one batch falls
-  and no frozen weight changes a bit; cached and uncached loss agree; a checkpoint's weights give the same
-  prediction.
+- **contract** (`tests/test_cells.py`): gradients reach each trained weight that the loss depends on, and nothing
+  else; the loss of one batch falls and no frozen weight changes a bit; cached and uncached loss agree; a checkpoint's
+  weights give the same prediction.
 - **run** (`tests/test_support.py`): photographs through plan, cache, training, sampling and export; a run resumed
   in its middle writes bit for bit the files of the unbroken one; OTL goes on from the file with the prediction
   that the run ended with.

@@ -5,6 +5,7 @@ import pytest
 from otl.config import SettingsError
 from otl.tasks.run import build_module
 from otl.testing import METHOD_CHECKS
+from otl.testing.methods import started, unreached
 from tests.cells import CELLS, FAMILIES, IMPOSSIBLE, METHODS, NO_FORM, build, table
 from tests.commands import ROOT
 
@@ -27,6 +28,15 @@ def made(request, settings, checkpoints):
 @pytest.mark.parametrize("made", CELLS, ids="-".join, indirect=True)
 def test_the_contract_of_methods(made, check):
     check(made)
+
+
+WITHOUT_GRADIENT = {"stable_cascade": {"trained.prior.clip_img_mapper.weight"}}  # the picture that it reads is zeros
+
+
+@pytest.mark.parametrize("made", [cell for cell in CELLS if cell[1] == "finetune"], ids="-".join, indirect=True)
+def test_a_fine_tune_reaches_every_weight_of_the_denoiser_but_one(made, request):
+    family = request.node.callspec.params["made"][0]
+    assert set(unreached(started(made))) == WITHOUT_GRADIENT.get(family, set())
 
 
 @pytest.mark.parametrize("made", IMPOSSIBLE, ids="-".join, indirect=True)

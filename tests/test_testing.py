@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from otl.methods.finetune import Finetune
 from otl.modules.base import DiffusionModule
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_2 import StableDiffusion2
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
 from otl.testing import CHECKS, check_family
 from otl.testing import families as testing
+from otl.testing.methods import check_gradients_reach_what_trains, unreached
 from tests.commands import ROOT
 
 Family = type[DiffusionModule]
@@ -75,6 +77,48 @@ def test_the_page_on_families_shows_the_file_as_it_is():
     assert len(shown) >= 30
     own = {line.strip() for line in source.splitlines()}
     assert [line for line in shown if line.strip() not in own] == []
+
+
+def with_method(family, method):
+    module = family()
+    module.method = method
+    return module
+
+
+def test_a_fine_tune_without_every_second_gradient_is_seen(example):
+    class Broken(example):
+        def prepare(self):
+            super().prepare()
+            for parameter in list(self.trained_parameters().values())[::2]:
+                parameter.register_hook(torch.zeros_like)
+
+    check_gradients_reach_what_trains(lambda: with_method(example, Finetune()))
+    with pytest.raises(AssertionError, match=r"no gradient reaches \d+ weights that the loss depends on"):
+        check_gradients_reach_what_trains(lambda: with_method(Broken, Finetune()))
+
+
+def test_a_gradient_of_what_does_not_train_is_seen(example):
+    class Broken(example):
+        def prepare(self):
+            super().prepare()
+            next(self.part("text_encoder").parameters()).requires_grad_(True)
+
+    with pytest.raises(AssertionError, match="are in no group"):
+        check_gradients_reach_what_trains(lambda: with_method(Broken, Finetune()))
+
+
+def test_excused_are_the_layers_behind_the_one_that_sdxl_reads(sdxl_folder):
+    def made():
+        return with_method(lambda: StableDiffusionXL(str(sdxl_folder)), Finetune(parts={"text_encoder": {}}))
+
+    check_gradients_reach_what_trains(made)
+    module = made()
+    module.configure_model()
+    names = {name.removeprefix("trained.text_encoder.") for name in module.trained_parameters()}
+    last = f"encoder.layers.{module.part('text_encoder').config.num_hidden_layers - 1}."
+    behind = {name for name in names if name.startswith((last, "final_layer_norm"))}
+    assert {name.removeprefix("trained.text_encoder.") for name in unreached(module)} == behind
+    assert 10 < len(behind) < len(names)
 
 
 def breaks(check: Callable[..., None], message: str) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from otl.modules.base import DiffusionModule
 from otl.testing.families import CAPTIONS, US, a_batch, close, differ, prompted, require
@@ -64,18 +64,51 @@ def predicted(module: DiffusionModule) -> Tensor:
         return module.predict(module.denoiser_input(latents, batch), t, module.encode_prompt(batch.captions), batch)
 
 
-def check_gradients_reach_what_trains(made: Made) -> None:
-    """Each group gets a gradient, and nothing else does."""
-    module = moved(made)
+def unreached(module: DiffusionModule) -> dict[str, nn.Parameter]:
+    """What trains and gets no gradient from a batch, by name; afterwards the gradients are there."""
     module.train()
     losses_of(module, batch_of(module)).mean().backward()
+    trained = module.trained_parameters()
+    return {name: each for name, each in trained.items() if each.grad is None or not each.grad.any()}
+
+
+def read(module: DiffusionModule, weights: dict[str, nn.Parameter]) -> list[str]:
+    """The names of those that the losses of a batch depend on."""
+    if not matters(module, list(weights.values())):
+        return []
+    return [name for name, each in weights.items() if matters(module, [each])]
+
+
+@torch.no_grad()
+def matters(module: DiffusionModule, weights: list[nn.Parameter]) -> bool:
+    """Whether the losses of a batch are others with other numbers in all of `weights`, which get theirs back."""
+    module.eval()  # without dropout
+    batch, kept, generator = batch_of(module), [each.clone() for each in weights], torch.Generator().manual_seed(0)
+    before = losses_of(module, batch)
+    for each in weights:
+        each.copy_(torch.randn(each.shape, generator=generator))
+    after = losses_of(module, batch)
+    for each, numbers in zip(weights, kept):
+        each.copy_(numbers)
+    return not torch.equal(before, after)
+
+
+def check_gradients_reach_what_trains(made: Made) -> None:
+    """Each weight in a group gets a gradient, and nothing else does.
+
+    Excused is what no loss depends on, whatever numbers are in it: the layers of a text encoder behind the one that is
+    read, and what meets zeros alone, such as an input that training leaves empty. Adapters are moved from their start,
+    where one factor is zero and the other gets no gradient.
+    """
+    module = moved(made)
+    silent = unreached(module)
     own = {id(parameter) for group in module.groups for parameter in group.params}
     trained = {id(parameter) for parameter in module.trained_parameters().values()}
     require(bool(module.groups), "the method gives no groups")
     require(own == trained, "the groups are not what trains")
+    ids = {id(parameter) for parameter in silent.values()}
     for group in module.groups:
-        reached = any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in group.params)
-        require(reached, f"no gradient reaches {group.name}")
+        require(not {id(each) for each in group.params} <= ids, f"no gradient reaches {group.name}")
     for name in module.part_names:
         extra = [
             key
@@ -83,6 +116,8 @@ def check_gradients_reach_what_trains(made: Made) -> None:
             if id(parameter) not in own and (parameter.requires_grad or parameter.grad is not None)
         ]
         require(not extra, f"{len(extra)} weights of {name} get a gradient and are in no group, such as {extra[:1]}")
+    missed = read(module, silent)
+    require(not missed, f"no gradient reaches {len(missed)} weights that the loss depends on, such as {missed[:1]}")
 
 
 def check_one_batch_is_learned(made: Made) -> None:
