@@ -1,7 +1,9 @@
 """Every family with every method, in small: the contract of methods holds, or the cell is refused with the reason."""
 
 import pytest
+import yaml
 
+from otl import registry
 from otl.config import SettingsError
 from otl.tasks.run import build_module
 from otl.testing import METHOD_CHECKS
@@ -47,6 +49,31 @@ def test_an_impossible_cell_is_refused_before_weights_are_loaded(made):
 
 def test_the_table_is_whole():
     assert len(CELLS) + len(IMPOSSIBLE) == len(FAMILIES) * len(METHODS)
+
+
+def own(group):
+    """Registered name -> class, of those that are OTL's."""
+    return {name: entry.value.replace(":", ".") for name, entry in group().items() if entry.value.startswith("otl.")}
+
+
+def target(group, name):
+    return yaml.safe_load((ROOT / "conf" / group / f"{name}.yaml").read_text(encoding="utf-8"))["_target_"]
+
+
+def test_every_family_is_a_row():
+    """By the class that its settings make: what is registered as sd2 has the settings sd21, sd20 and others."""
+    rows = {family: target("model", family) for family in FAMILIES}
+    assert sorted(rows.values()) == sorted(own(registry.families).values())
+    assert rows["sd21"] == own(registry.families)["sd2"]
+
+
+def test_every_method_is_a_column():
+    chosen = {
+        word.removeprefix("method=") for each in METHODS.values() for word in each.line if word.startswith("method=")
+    }
+    there = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
+    assert chosen == there and len(there) >= 8
+    assert sorted(target("method", name) for name in there) == sorted(own(registry.methods).values())
 
 
 def test_docs_support_is_that_table():
