@@ -68,8 +68,7 @@ class Embeddings:
         for encoder in module.text_encoders:
             self.enlarge(module, encoder, loaded)
         self.wrap(module)
-        if not starts.is_skeleton(module):
-            self.start_outputs(module, loaded)
+        self.start_outputs(module, loaded)
         module.embeddings = self
         return [
             ParamGroup(f"embedding.{name}.{encoder}", [rows.trained(name)], each.lr, each.stop_after)
@@ -162,6 +161,8 @@ class Embeddings:
                 continue
             hidden = self.read(module, [each.placeholder])["hidden"]
             pieces = self.pieces(module, hidden)
+            if starts.is_skeleton(module):
+                continue
             for encoder, rows in self.rows.items():
                 begun = loaded[name][encoder] if name in loaded else pieces[encoder][rows.place(name, hidden)[0]]
                 rows.trained(name).copy_(begun)

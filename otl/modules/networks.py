@@ -37,6 +37,7 @@ class Networks(LightningModule):
     def build_skeleton(self) -> None:
         """The same without weights, on the meta device: enough to plan."""
         self.pipeline = self.load_skeleton()
+        self.to("meta")  # where a method may ask it to encode
         self.prepare()
 
     def load_encoders(self) -> None:

@@ -12,6 +12,8 @@ from otl.methods.embedding import Embedding
 from otl.methods.finetune import Finetune
 from otl.methods.lora import Lora
 from otl.methods.rows import pooling
+from otl.modules.stable_diffusion import StableDiffusion
+from otl.modules.stable_diffusion_xl import StableDiffusionXL
 from otl.types import Size
 from tests.methods.words import BUILDERS, US, batch_of, build, taught, train
 from tests.tiny_priors import FAMILIES
@@ -423,6 +425,31 @@ def test_a_name_that_the_result_has_already_is_refused(folders):
         taught("sd15", folders["sd15"], Lora(embeddings={"final": {}}))
 
 
+@pytest.mark.parametrize("output", [False, True])
+def test_a_family_that_reads_no_text_is_refused(output):
+    class Blind(StableDiffusion):
+        text_encoders = ()
+
+    module = Blind("published/weights")
+    module.method = Embedding(embeddings={"cat": {"output": output}})
+    with pytest.raises(SettingsError, match="Blind has no text encoder, so no word can be taught"):
+        module.build_skeleton()
+
+
+def test_output_vectors_are_refused_before_weights_are_loaded_where_encoders_do_not_lie_side_by_side():
+    class Behind(StableDiffusionXL):
+        def encode_prompt(self, captions):
+            cond = super().encode_prompt(captions)
+            return cond | {"hidden": cond["hidden"][..., :768]}
+
+    module = Behind("published/weights")
+    module.method = Embedding(embeddings={"cat": {}})
+    module.build_skeleton()  # ordinary vectors have their place
+    module.method = Embedding(embeddings={"cat": {"output": True}})
+    with pytest.raises(SettingsError, match=r"Behind does not read .* side by side, so output=true has no place there"):
+        module.build_skeleton()
+
+
 def test_bundling_nothing_is_refused():
     with pytest.raises(SettingsError, match="bundle_embeddings=true: there are no embeddings"):
         Lora(bundle_embeddings=True)
@@ -443,6 +470,14 @@ def test_at_full_size_four_vectors_have_four_times_the_width(family):
     module.build_skeleton()
     assert sum(p.numel() for p in module.trained_parameters().values()) == 4 * WIDTHS[family]
     assert math.prod(module.to("meta").encode_prompt(["a <cat>"])["hidden"].shape) > 0
+
+
+def test_a_plan_knows_output_vectors(family):
+    others = {"effnet": "published/effnet", "decoder": "published/decoders"} if family in FAMILIES else {}
+    module = BUILDERS[family][0]("published/weights", **others)
+    module.method = Embedding(embeddings={"cat": {"vectors": 4, "output": True}})
+    module.build_skeleton()
+    assert sum(p.numel() for p in module.trained_parameters().values()) == 4 * WIDTHS[family]
 
 
 def test_too_many_vectors_for_a_prompt_are_refused(folders):

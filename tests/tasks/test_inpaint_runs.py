@@ -95,6 +95,19 @@ def test_a_lora_on_an_inpainting_checkpoint_that_was_stopped_ends_as_one_that_wa
     assert one["lora_unet_conv_in.lora_down.weight"].shape[1] == 9
 
 
+def test_dora_on_an_inpainting_checkpoint_trains_and_is_exported(run, nine):
+    words = [f"model.checkpoint={nine}", "method=dora", "method.rank=2", "method.targets=full", "output.dtype=fp32"]
+    out = run("run", *words, "trainer.max_steps=1", "callbacks.sampling.every=null")
+    assert len(losses(out)) == 1
+    tensors = load_file(out / "final.safetensors")
+    assert tensors["lora_unet_conv_in.lora_down.weight"].shape == (2, 9, 3, 3)
+    base = StableDiffusionInpaintPipeline.from_pretrained(nine, safety_checker=None).unet.conv_in.weight
+    moved = tensors["lora_unet_conv_in.dora_scale"].flatten() - base.detach().flatten(1).norm(dim=1)
+    assert moved.all() and moved.abs().max() < 1e-2  # AdamW's first step moves each weight by 1e-3
+    ups = [tensor for name, tensor in tensors.items() if name.endswith("lora_up.weight")]
+    assert len(ups) >= 48 and all(up.any() for up in ups)
+
+
 @pytest.mark.slow
 def test_cached_or_not_the_loss_is_the_same(run, nine):
     model = [f"model.checkpoint={nine}", "method=lora", "seed=3"]
