@@ -124,7 +124,12 @@ def random_rows(table: Tensor, count: int, generator: torch.Generator) -> Tensor
     norm."""
     mean, spread = statistics(table)
     rows = mean + spread * torch.randn(count, table.shape[1], generator=generator, device="cpu", dtype=torch.float32)
-    return rows * (median_norm(table) / rows.norm(dim=1, keepdim=True))
+    return of_norm(rows, median_norm(table))
+
+
+def of_norm(rows: Tensor, norm: float) -> Tensor:
+    """[n, D] in the same directions, each as long as `norm`."""
+    return rows * (norm / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
 
 
 def statistics(table: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from otl import rng
 from otl.config import SettingsError
 from otl.formats import embedding as embedding_file
 from otl.methods import vocabulary
-from otl.methods.rows import random_rows
+from otl.methods.rows import median_norm, of_norm, random_rows
 from otl.methods.specs import Spec
 
 if TYPE_CHECKING:
@@ -79,4 +79,6 @@ def rows(module: DiffusionModule, encoder: str, each: Spec, loaded: dict[str, Te
         return random_rows(table, count, rng.generator(module.seed, "embedding", each.name, encoder)).to(table.device)
     words = vocabulary.ids(vocabulary.tokenizer(module, encoder), each.init)
     chosen = torch.tensor([words[k % len(words)] for k in range(count)], device=table.device)
-    return table[chosen].detach().to(torch.float32, copy=True)
+    found = table[chosen].detach().to(torch.float32, copy=True)
+    # As after each step; else the first would change what was drawn before it. An output embedding's are only read.
+    return of_norm(found, median_norm(table)) if each.preserve_norm and not each.output else found

@@ -175,7 +175,7 @@ def test_vectors_that_have_stopped_keep_their_bits(folders):
 
 def test_a_new_word_that_begins_as_an_old_one_reads_like_it(folders, family):
     """Also the pooled vector: where the end of the text is taken for the highest id, the new token would be it."""
-    module = taught(family, folders[family], Embedding(embeddings={"cat": {"vectors": 1, "init": "c"}}))
+    module = taught(family, folders[family], Embedding(embeddings={"cat": {"init": "c", "preserve_norm": False}}))
     plain = taught(family, folders[family], None)
     for written, meant in (("a <cat> on gras", "a c on gras"), ("<cat>", "c"), ("b <cat>", "b c")):
         found, expected = module.encode_prompt([written, "d"]), plain.encode_prompt([meant, "d"])
@@ -186,7 +186,7 @@ def test_a_new_word_that_begins_as_an_old_one_reads_like_it(folders, family):
 @pytest.mark.parametrize("family", ["sdxl", "stable_cascade"])
 def test_pooling_as_published_would_have_read_the_new_token(folders, family):
     """The test above sees the hazard."""
-    module = taught(family, folders[family], Embedding(embeddings={"cat": {"vectors": 1, "init": "c"}}))
+    module = taught(family, folders[family], Embedding(embeddings={"cat": {"init": "c", "preserve_norm": False}}))
     right = module.encode_prompt(["a <cat> on gras"])["pooled"]
     assert {part.eos_token_id for part in pooling(module.part(module.text_encoders[-1]))} == {49407}
     for part in pooling(module.part(module.text_encoders[-1])):
@@ -245,10 +245,35 @@ def test_drawing_reads_the_new_word(folders):
 
 
 def test_vectors_begin_as_the_words_of_init_over_and_over(folders):
-    module = taught("sd15", folders["sd15"], Embedding(embeddings={"x": {"init": "red cat", "vectors": 3}}))
+    words = {"x": {"init": "red cat", "vectors": 3, "preserve_norm": False}}
+    module = taught("sd15", folders["sd15"], Embedding(embeddings=words))
     table = module.part("text_encoder").get_input_embeddings().weight
     red, cat = module.embeddings.tokenizers["tokenizer"][0]("red cat", add_special_tokens=False).input_ids
     assert torch.equal(next(iter(module.trained_parameters().values())), table[[red, cat, red]])
+
+
+def test_vectors_that_keep_the_median_norm_begin_with_it(folders, family):
+    """So that the first step changes no more than any other."""
+    word = {"init": "c d", "vectors": 3}
+    kept, free = (
+        taught(family, folders[family], Embedding(embeddings={"x": word | {"preserve_norm": preserve}}))
+        for preserve in (True, False)
+    )
+    for encoder in kept.text_encoders:
+        ours, words = (module.embeddings.rows[encoder].trained("x").detach() for module in (kept, free))
+        norms = kept.part(encoder).get_input_embeddings().weight.float().norm(dim=1)
+        torch.testing.assert_close(ours.norm(dim=1), norms.median().expand(3), rtol=1e-5, atol=0)
+        torch.testing.assert_close(torch.cosine_similarity(ours, words), torch.ones(3))
+        assert (words.norm(dim=1) / norms.median() - 1).abs().max() > 1e-3
+        before = ours.clone()
+        kept.embeddings.after_step()
+        assert torch.equal(kept.embeddings.rows[encoder].trained("x"), before)
+
+
+def test_vectors_of_a_file_begin_as_they_are_whatever_their_norm(folders, tmp_path):
+    file = moved("sd15", folders["sd15"], Embedding(embeddings=CAT)).export(tmp_path / "final")
+    module = taught("sd15", folders["sd15"], Embedding(embeddings={"cat": {"file": str(file)}}))
+    assert torch.equal(next(iter(vectors(module).values())), load_file(file)["emb_params"])
 
 
 def test_vectors_are_as_many_as_the_words_of_init(folders):
