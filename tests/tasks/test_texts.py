@@ -17,6 +17,17 @@ from tests import tiny
 from tests.datamodules.fakes import picture
 
 
+@pytest.fixture(scope="module")
+def sd15_folder(tmp_path_factory) -> Path:
+    """With CLIP's whole vocabulary: tokens are counted here."""
+    return tiny.sd15(tmp_path_factory.mktemp("sd15"), words=tiny.CLIP)
+
+
+@pytest.fixture(scope="module")
+def sdxl_folder(tmp_path_factory) -> Path:
+    return tiny.sdxl(tmp_path_factory.mktemp("sdxl"), words=tiny.CLIP)
+
+
 @pytest.fixture
 def photos(tmp_path) -> Path:
     picture(tmp_path / "photos" / "a.png", caption="a, b, c, d, e")
