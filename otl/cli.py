@@ -33,7 +33,7 @@ from otl.mistakes import compose_settings, explain, explain_flags
 from otl.outcomes import Outcome
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
-from otl.trust import WithoutTokens, hide, hydra_calls, known_tokens
+from otl.trust import WithoutTokens, hide, hide_uncaught, hydra_calls, known_tokens, secrets
 
 CONFIG_NAME = "config"
 CALLED = re.compile(r"(task|model|method|optimizer|scheduler|trainer|logger|callbacks|captioner|masker)\.[\w.]+=")
@@ -50,6 +50,7 @@ class PluginConf(SearchPathPlugin):
 
 def main() -> None:
     """The whole command line; exits with 2 and a message where the person who typed it can mend it."""
+    hide_uncaught()
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing its own message
     register()
@@ -76,7 +77,7 @@ def job(cfg: DictConfig) -> None:
         if isinstance(error, RunEnded):  # on all ranks alike
             if not speaks():
                 sys.exit(0)  # Lightning would kill the first, which is not done, for any other code
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write(f"{hide(str(error), known_tokens())}\n")
             sys.exit(error.exit_code)
         message = refusal(error)
         if message is None:
@@ -87,6 +88,7 @@ def job(cfg: DictConfig) -> None:
 def run(cfg: DictConfig) -> None:
     """Check once more, and call the task."""
     require(cfg)
+    require_harmless_hydra(OmegaConf.create({"hydra": HydraConfig.get()}).hydra)
     quiet_libraries()
     quiet_ranks()
     hide_tokens()
@@ -101,12 +103,12 @@ def one_of_many(cfg: DictConfig) -> None:
         run(cfg)
     except Exception as error:
         if isinstance(error, RunEnded) and error.exit_code > 128:
-            sys.stderr.write(f"{error}\nthe rest of the sweep was not started\n")
+            sys.stderr.write(f"{hide(str(error), known_tokens())}\nthe rest of the sweep was not started\n")
             sys.exit(error.exit_code)
         told = str(error) if isinstance(error, RunEnded) else refusal(error)
         outcome, message = "failed" if refusal(error) is None else "refused", told or f"{type(error).__name__}: {error}"
         logging.getLogger(__name__).error(told or traceback.format_exc())
-    line = list(running.overrides.task)
+    line, message = list(running.overrides.task), hide(message, known_tokens())
     ended = Outcome(int(running.job.num), line, outcome, message, time.monotonic() - started)
     outcomes.write(ended, Path(running.runtime.output_dir))
 
@@ -232,17 +234,17 @@ def check_line(arguments: Sequence[str]) -> None:
         with open_dict(settings):
             hydra_settings = settings.pop("hydra")
         require(settings)
-        require_plain_hydra(hydra_settings)
+        require_harmless_hydra(hydra_settings)
 
 
-def require_plain_hydra(hydra_settings: DictConfig) -> None:
-    """Refuse what Hydra itself would call for these settings, before any task.
+def require_harmless_hydra(hydra_settings: DictConfig) -> None:
+    """Refuse what Hydra itself would call for these settings, before any task, and tokens that it would write down.
 
     Raises:
-        SettingsError: lists every such call.
+        SettingsError: lists every such call and token.
     """
-    plain = OmegaConf.to_container(hydra_settings, resolve=False)
-    problems = list(hydra_calls(plain))  # type: ignore[arg-type]
+    plain: Any = OmegaConf.to_container(hydra_settings, resolve=False)
+    problems = [*hydra_calls(plain), *secrets({"hydra": plain})]
     if problems:
         raise SettingsError(report(problems))
 

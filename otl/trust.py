@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from otl.config import Problem
@@ -43,6 +47,12 @@ LOGGING_KEYS = {"class", "()", "factory"}  # of logging.config.dictConfig: calle
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 CREDENTIALS = re.compile(r"://[^/\s:@]+:[^/\s@]+@")  # user:password in an address
+USER = re.compile(r"://[^/\s?#]+@")
+SECRET_VALUE = re.compile(  # of a query, as stores and their signed addresses name them
+    r"([?&;#](?:(?:access|auth|id|private|refresh|session|security)?[_-]?token|x-amz-security-token|api[_-]?key|secret|"
+    r"client[_-]secret|passw(?:or)?d|awsaccesskeyid|sig|(?:x-(?:amz|goog)-)?(?:signature|credential))=)[^&;#\s'\")>]+",
+    re.IGNORECASE,
+)
 HIDDEN = "***"
 
 
@@ -107,7 +117,7 @@ def known_tokens() -> list[str]:
 
 
 class WithoutTokens(logging.Filter):
-    """Hides access tokens in what is logged: an error of a library may quote the address that it asked."""
+    """Hides access tokens in what is logged, tracebacks too: an error of a library may quote the address it asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,14 +128,34 @@ class WithoutTokens(logging.Filter):
         hidden = hide(text, self.known)
         if hidden != text:
             record.msg, record.args = hidden, None
+        if record.exc_info:
+            trace = record.exc_text or logging.Formatter().formatException(record.exc_info)
+            record.exc_text, record.exc_info = hide(trace, self.known), None  # else it is written out once more
         return True
+
+
+def hide_uncaught() -> None:
+    """No access token is in the traceback of what nobody catches, in this process and its threads."""
+    sys.excepthook = _tell
+    threading.excepthook = lambda each: _tell(each.exc_type, each.exc_value, each.exc_traceback)
+
+
+def _tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if not issubclass(kind, SystemExit):  # ends a thread without a word
+        sys.stderr.write(hide("".join(traceback.format_exception(kind, error, trace)), known_tokens()))
 
 
 def hide(text: str, tokens: list[str]) -> str:
     """The text with every token and password replaced by stars."""
     for token in tokens:
         text = text.replace(token, HIDDEN)
-    return CREDENTIALS.sub(f"://{HIDDEN}@", HUB_TOKEN.sub(HIDDEN, text))
+    text = CREDENTIALS.sub(f"://{HIDDEN}@", HUB_TOKEN.sub(HIDDEN, text))
+    return SECRET_VALUE.sub(rf"\g<1>{HIDDEN}", text)
+
+
+def public(url: str) -> str:
+    """The name of what lies at a URL, for people and files: without the user, and with stars for secret values."""
+    return hide(USER.sub("://", url), [])
 
 
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -1,12 +1,18 @@
 """What settings from a stranger may call, and what they must not hold."""
 
+import io
+import json
 import logging
 
+import fsspec
 import pytest
+from PIL import Image
 
 from otl.check import check
-from otl.trust import CALLABLE, WithoutTokens, hide, hydra_calls, refused, secrets
-from tests.commands import run_otl
+from otl.config import Data
+from otl.datamodules.scan import scan
+from otl.trust import CALLABLE, WithoutTokens, hide, hydra_calls, public, refused, secrets
+from tests.commands import ROOT, run_otl, write_plugin
 
 TOKEN = "hf_" + "aB3" * 11
 HOSTILE = [
@@ -105,6 +111,75 @@ def test_no_token_is_logged(monkeypatch, caplog):
     caplog.handler.addFilter(WithoutTokens())
     logging.getLogger("somewhere").warning("asked %s with %s", "https://me:secret@hub/x", "0123456789abcdef")
     assert caplog.messages[-1] == "asked https://***@hub/x with ***"
+
+
+LEAK = """
+import logging, os, threading
+def ask():
+    raise RuntimeError("401 for " + os.environ["HF_TOKEN"])
+def leak(cfg):
+    logging.getLogger("somewhere").warning("asked with %s", os.environ["HF_TOKEN"])
+    try:
+        ask()
+    except RuntimeError:
+        logging.getLogger("somewhere").exception("again")
+    asking = threading.Thread(target=ask)
+    asking.start(), asking.join()
+    ask()
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["-m", "seed=1,2"]])
+def test_no_token_gets_out_of_a_run(more, tmp_path):
+    """Neither what is logged nor a traceback, of a thread or of an error that nobody catches; nor a file."""
+    files = {"tasks.py": LEAK, "conf/task/leak.yaml": "_target_: otl_leak.tasks.leak\n"}
+    plugin = write_plugin(tmp_path / "site", "otl_leak", models="leak = otl_leak.m:M", files=files)
+    out = ["hydra.run.dir=out", "hydra.sweep.dir=out"]
+    done = run_otl("task=leak", *out, *more, cwd=tmp_path, path=(ROOT, plugin), HF_TOKEN="0123456789abcdef")
+    assert done.code == 1
+    assert done.err.count("401 for ***") >= 2 and "asked with ***" in done.out
+    written = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any("asked with ***" in text and "RuntimeError: 401 for ***" in text for text in written)
+    assert not any("0123456789abcdef" in text for text in [done.out, done.err, *written])
+
+
+def test_a_token_in_hydras_own_settings_is_refused_before_a_folder_is_made(tmp_path):
+    line = [f"+hydra.job.env_set.HF_TOKEN={TOKEN}", "hydra.run.dir=out", f"data.path={tmp_path}"]
+    done = run_otl(*line, cwd=tmp_path)
+    assert done.code == 2
+    assert "hydra.job.env_set.HF_TOKEN: holds an access token" in done.err
+    assert TOKEN not in done.out + done.err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        (f"https://me:p@ss@host/a.png?w=3&token={TOKEN}&h=4", "https://host/a.png?w=3&token=***&h=4"),
+        (f"https://{TOKEN}@host/{TOKEN}/a.png", "https://host/***/a.png"),
+        (
+            "https://host/a.png?X-Amz-Signature=0f&X-Amz-Expires=9",
+            "https://host/a.png?X-Amz-Signature=***&X-Amz-Expires=9",
+        ),
+        ("https://host/a.png?Key=b@c.png&width=3", "https://host/a.png?Key=b@c.png&width=3"),
+        ("hf://datasets/me/cats@main/a.png", "hf://datasets/me/cats@main/a.png"),
+    ],
+)
+def test_a_url_is_named_without_user_and_secrets(url, name):
+    assert public(url) == name
+
+
+def test_a_table_with_secret_addresses_gives_images_that_are_named_without(tmp_path):
+    url = f"memory://me:secret@host/a.png?token={TOKEN}"
+    (tmp_path / "images.jsonl").write_text(json.dumps({"file_name": url, "text": "a cat"}))
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "PNG")
+    fsspec.filesystem("memory").pipe(url, buffer.getvalue())
+    cache = tmp_path / "cache"
+    (sample,), problems = scan(Data(path=str(tmp_path / "images.jsonl"), cache_dir=str(cache)))
+    assert problems == [] and sample.path.read_bytes() == buffer.getvalue()
+    assert str(sample.path) == "memory://host/a.png?token=***"
+    for text in (str(sample.name), sample.path.identity(), *(path.read_text() for path in cache.rglob("*.jsonl"))):
+        assert "secret" not in text and TOKEN not in text
 
 
 def test_tokens_are_hidden_wherever_they_stand():

@@ -13,6 +13,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from otl.config import SettingsError
+from otl.trust import public
 from otl.types import File
 from otl.urls import is_url, unreadable
 
@@ -45,19 +46,19 @@ class Remote(Named):
 
     @property
     def name(self) -> str:
-        return name_of(self.url)
+        return name_of(str(self))
 
     def __str__(self) -> str:
-        return self.url
+        return public(self.url)  # what has its name has no password: plan, manifest, log, index
 
     def identity(self) -> str:
-        return f"{self.url} {self.stamp or self.bytes}"
+        return f"{self} {self.stamp or self.bytes}"
 
     def read_bytes(self) -> bytes:
         content = fetched(self.url)
         if self.bytes is not None and len(content) != self.bytes:
             raise SettingsError(
-                f"{self.url}: has {len(content)} bytes, and had {self.bytes} when the dataset was indexed; start again"
+                f"{self}: has {len(content)} bytes, and had {self.bytes} when the dataset was indexed; start again"
             )
         return content
 
@@ -186,7 +187,7 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         return fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise SettingsError(f"{url}: {unreadable(url) or error}") from error
+        raise SettingsError(f"{public(url)}: {unreadable(url) or error}") from error
 
 
 def fetched(url: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -222,5 +223,5 @@ def patiently(url: str, request: Callable[[], Any]) -> Any:
             time.sleep(PATIENCE * 2**attempt)
     said = f"{type(last).__name__}: {last}"
     raise SettingsError(
-        f"{url}: cannot be read ({said}); look at the address, the network and the credentials"
+        f"{public(url)}: cannot be read ({said}); look at the address, the network and the credentials"
     ) from last

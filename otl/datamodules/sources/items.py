@@ -9,7 +9,9 @@ from typing import IO, Protocol
 
 from otl.datamodules import mask_files
 from otl.datamodules.headers import Header
+from otl.trust import public
 from otl.types import File, Problem
+from otl.urls import is_url
 
 EXTENSIONS = tuple(
     ".png .apng .jpg .jpeg .jpe .jfif .webp .avif .avifs .gif .bmp .dib .tif .tiff .jp2 .j2k .j2c .jpc .jpf .jpx "
@@ -47,6 +49,10 @@ class Item:
     flaw: str = ""  # why it cannot be read, where that is known already
     given: tuple[str, ...] = ()  # captions that a table has for it
     mask: File | None = None  # that a table has for it
+
+    def __post_init__(self) -> None:
+        if is_url(self.key):  # as a table has it
+            self.key = public(self.key)
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ from otl.datamodules.headers import Header
 from otl.datamodules.index import Index
 from otl.datamodules.sources.columns import Columns, Kind
 from otl.datamodules.sources.items import Item
+from otl.trust import public
 
 if TYPE_CHECKING:
     import pyarrow
@@ -120,7 +121,7 @@ def items(
             continue
         header = headers.from_json(rest)
         largest[group] += header.bytes
-        cell = Cell(file, columns.image, group, row, number, called)
+        cell = Cell(file, columns.image, group, row, number, public(called))
         key = f"{file.name}/{number:09d}/{cell.name}"
         found.append(Item(cell, key, header=header, given=tuple(texts)))
     return found, max(largest.values(), default=0)
