@@ -21,6 +21,7 @@ from otl.formats.files import tensors_hash, whole
 from otl.tasks.run import plain
 from otl.types import File
 
+NAME = "manifest.json"
 PACKAGES = (
     "otl",
     "torch",
@@ -109,5 +110,5 @@ def now() -> str:
 
 
 def write(record: dict[str, Any], folder: Path) -> None:
-    with whole(folder / "manifest.json") as aside:
+    with whole(folder / NAME) as aside:
         aside.write_text(json.dumps(record, indent=2, default=str))

@@ -121,15 +121,20 @@ def require_same(earlier: dict[str, Any], module: DiffusionModule, *, ranks: int
 
 def differences(earlier: dict[str, Any], module: DiffusionModule, *, ranks: int) -> Iterator[str]:
     """A line for each thing by which the result would not be that of an unbroken run."""
-    then, now = flat(earlier["settings"]), flat(module.settings)
-    for key in sorted(then.keys() | now.keys()):
-        if then.get(key) != now.get(key) and not FREE_NAME.fullmatch(key):
-            yield f"{key}: {show(then.get(key))} -> {show(now.get(key))}"
+    yield from other_settings(earlier["settings"], module.settings)
     if earlier["precision"] != module.precision_name:
         yield f"trainer.precision: {earlier['precision']} -> {module.precision_name}"
     yield from _batches(earlier, module, ranks)
     yield from _length(earlier, module)
     yield from images(earlier["dataset"], module.dataset)
+
+
+def other_settings(earlier: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
+    """A line for each setting that would make the training another one."""
+    then, now = flat(earlier), flat(settings)
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key) and not FREE_NAME.fullmatch(key):
+            yield f"{key}: {show(then.get(key))} -> {show(now.get(key))}"
 
 
 def _batches(earlier: dict[str, Any], module: DiffusionModule, ranks: int) -> Iterator[str]:

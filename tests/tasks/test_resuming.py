@@ -13,7 +13,7 @@ import torch
 from otl import schedules
 from otl.callbacks.backups import Backups
 from otl.config import SettingsError
-from otl.tasks import resuming
+from otl.tasks import manifest, resuming
 from otl.tasks.folder import alone, refuse_overwrite
 from otl.tasks.run import plain
 from otl.types import Sample, Size
@@ -208,6 +208,24 @@ def test_auto_does_not_begin_anew_over_damaged_ones(checkpoints, tmp_path):
 def test_auto_begins_anew_where_a_run_was_killed_before_its_first_one(tmp_path, settings):
     Backups(tmp_path / "checkpoints", keep=1, wait=0).begin(None)
     assert resuming.find("auto", tmp_path) is None
+    refuse_overwrite(settings(), tmp_path, None)
+
+
+def test_auto_begins_anew_only_over_the_same_run(tmp_path, settings):
+    """Killed before its first checkpoint it has left a record, a table and pictures."""
+    (tmp_path / "samples").mkdir()
+    for name in ("metrics.csv", "samples/step-000000.png"):
+        (tmp_path / name).touch()
+    line = [f"data.path={tmp_path}", "logger=none", "resume=auto"]
+    manifest.write({"settings": plain(settings(*line)), "outcome": "running"}, tmp_path)
+    refuse_overwrite(settings(*line, "data.workers=1"), tmp_path, None)
+    for other in ("seed=3", "resume=null"):
+        with pytest.raises(SettingsError, match=r"metrics\.csv is an earlier run's result"):
+            refuse_overwrite(settings(*line, other), tmp_path, None)
+
+
+def test_what_a_plan_leaves_is_no_result(tmp_path, settings):
+    (tmp_path / "plan.json").write_text("{}")
     refuse_overwrite(settings(), tmp_path, None)
 
 

@@ -240,6 +240,23 @@ def test_results_are_never_written_over(run):
         run("run")
 
 
+def test_nor_are_the_table_and_the_record_by_a_run_of_another_name(run, tmp_path):
+    """Where there are no checkpoints and the results would lie beside each other."""
+    one = ["callbacks.checkpoint=null", "trainer.max_steps=2", "sample.prompts=[a cat]", "sample.steps=2"]
+    other = [*one, "output.name=other", "seed=3"]
+    folder = run("run", *one)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(SettingsError, match=r"final|metrics\.csv is an earlier run's result"):
+        run("run", *other)
+    assert {path: path.read_bytes() for path in before} == before
+    for lacking in ("metrics.csv", "samples"):
+        os.rename(folder / lacking, tmp_path / lacking)
+        with pytest.raises(SettingsError, match="is an earlier run's result"):
+            run("run", *other, "resume=auto")
+    run("run", *other, "output.overwrite=true")
+    assert (folder / "other.safetensors").is_file()
+
+
 def test_held_out_images_give_a_validation_loss(run, settings, photos):
     held = [f"data.concepts.held.path={photos}", "data.concepts.held.type=validation"]
     folder = run("run", *held, "trainer.max_steps=8")
