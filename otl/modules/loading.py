@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from otl.config import SettingsError, assets_dir
+from otl.datamodules.files import content_hash
 from otl.formats.original import config_folder
 
 if TYPE_CHECKING:
@@ -80,6 +82,40 @@ def load_folder(
     check_index(family, folder)
     options = family.pipeline_options | dict.fromkeys(without)
     return family.pipeline_class.from_pretrained(folder, dtype=dtypes, local_files_only=True, **options)
+
+
+def identity(family: DiffusionModule) -> dict[str, str]:
+    """What the checkpoint holds, without loading it: file -> hash of its bytes, of those that are loaded.
+
+    Of one from the hub the commit that lies in its cache; empty where it is not there yet.
+    """
+    path = Path(family.checkpoint).expanduser()
+    if path.is_dir():
+        files = [file for folder in sorted(path.iterdir()) if folder.is_dir() for file in _loaded(folder, family)]
+    elif path.is_file():
+        files = [path]
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        kept = (
+            None
+            if looks_like_path(family.checkpoint)
+            else try_to_load_from_cache(family.checkpoint, "model_index.json")
+        )
+        return {"commit": Path(kept).parent.name} if isinstance(kept, str) else {}
+    base = path if path.is_dir() else path.parent
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((file.relative_to(base).as_posix() for file in files), pool.map(content_hash, files)))
+
+
+def _loaded(folder: Path, family: DiffusionModule) -> list[Path]:
+    """The files of one part of a checkpoint that count: no variants such as fp16, and one format of weights."""
+    if folder.name not in family.part_names and not folder.name.startswith(("scheduler", "tokenizer")):
+        return []
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    weights = [file for file in files if file.suffix == ".safetensors" and "." not in file.stem]
+    weights = weights or [file for file in files if file.suffix == ".bin" and "." not in file.stem]
+    return weights + [file for file in files if file.suffix in {".json", ".txt", ".model"}]
 
 
 def load_part(family: DiffusionModule, name: str, *, dtype: torch.dtype) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -18,6 +19,8 @@ from omegaconf import DictConfig
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.datamodules.files import content_hash
 from otl.formats.files import tensors_hash, whole
+from otl.modules.base import DiffusionModule
+from otl.modules.loading import identity
 from otl.tasks.run import plain
 from otl.types import File
 
@@ -67,9 +70,9 @@ def finish(record: dict[str, Any], folder: Path, *, outcome: str, step: int) -> 
     write(record | ended | ({"tensors": digests} if outcome == "finished" else {}), folder)
 
 
-def contents_of(data: BucketedDataModule) -> dict[str, dict[str, str]]:
-    """The hashes of what is trained on, by "images" and "masks"."""
-    return {"images": images(data), "masks": masks(data)}
+def contents_of(data: BucketedDataModule, module: DiffusionModule) -> dict[str, dict[str, str]]:
+    """The hashes of what is trained on and of what is trained, by "images", "masks", "captions" and "weights"."""
+    return {"images": images(data), "masks": masks(data), "captions": captions(data), "weights": identity(module)}
 
 
 def images(data: BucketedDataModule) -> dict[str, str]:
@@ -80,6 +83,14 @@ def images(data: BucketedDataModule) -> dict[str, str]:
 def masks(data: BucketedDataModule) -> dict[str, str]:
     """File -> hash, of their masks."""
     return hashes([sample.mask for sample in data.samples if sample.mask is not None])
+
+
+def captions(data: BucketedDataModule) -> dict[str, str]:
+    """File -> hash of all captions that the image may have."""
+    texts: dict[str, list[str]] = {}
+    for sample in data.samples:
+        texts.setdefault(str(sample.path), []).extend(sample.captions)
+    return {file: hashlib.blake2b(repr(each).encode(), digest_size=8).hexdigest() for file, each in texts.items()}
 
 
 def hashes(files: Sequence[File]) -> dict[str, str]:

@@ -116,15 +116,23 @@ def settings_of(record: dict[str, Any], changed: dict[str, Any]) -> DictConfig:
 
 
 def differences(record: dict[str, Any], settings: DictConfig) -> Iterator[str]:
-    """What is not as it was: settings, versions, machine, images and masks."""
+    """What is not as it was: settings, versions, machine, weights, images, masks and captions.
+
+    Earlier manifests say nothing of captions and weights, and no manifest of weights that were not on this machine yet.
+    """
     then, now = flat(record["settings"]), flat(plain(settings))
     yield from compared("setting", then | {"resume": None}, now)
     yield from compared("version of", record["versions"], manifest.versions())
     yield from compared("machine:", record["machine"], manifest.machine())
-    data = build_data(settings, build_skeleton(settings))
+    skeleton = build_skeleton(settings)
+    data = build_data(settings, skeleton)
     data.setup("fit")
-    yield from compared("image", record["images"], manifest.images(data))
-    yield from compared("mask", record["masks"], manifest.masks(data))
+    found = manifest.contents_of(data, skeleton)
+    yield from compared("image", record["images"], found["images"])
+    yield from compared("mask", record["masks"], found["masks"])
+    yield from compared("caption of image", record.get("captions", found["captions"]), found["captions"])
+    if record.get("weights") and found["weights"]:
+        yield from compared("weights of the model,", record["weights"], found["weights"])
 
 
 def compared(what: str, then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

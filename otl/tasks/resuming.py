@@ -164,7 +164,7 @@ def dataset(data: BucketedDataModule, contents: dict[str, dict[str, str]]) -> Da
     """What the run trains on, to be compared when it goes on.
 
     Args:
-        contents: "images" and "masks" -> file -> hash of its bytes.
+        contents: at least "images" and "masks" -> file -> hash of its bytes.
     """
     return [[sample.name, _digest(sample, contents["images"], contents["masks"])] for sample in data.samples]
 

@@ -112,7 +112,7 @@ def begin(
     earlier: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The record of the run, which is still the same where it goes on; by the first rank, which keeps it."""
-    contents = manifest.contents_of(data)
+    contents = manifest.contents_of(data, module)
     module.dataset = resuming.dataset(data, contents)
     if earlier is not None:
         resuming.require_same(earlier, module, ranks=trainer.world_size, allowed=settings.allow_changes)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from otl.check import check
 from otl.config import SettingsError
-from otl.formats.files import tensors_hash, write
+from otl.formats.files import read, tensors_hash, write
 from otl.tasks import manifest, repeat
 from otl.tasks.train import train
 from tests.commands import run_otl
@@ -88,6 +88,30 @@ def test_settings_data_and_versions_that_changed_are_named(record, photos, line,
     assert f"image {tmp_path / 'photos' / '0.png'} is gone" in found
     assert f"image {tmp_path / 'photos' / '1.png'} is" in found
     assert f"image {tmp_path / 'photos' / '2.png'} is new" in found
+
+
+def test_captions_and_base_weights_that_changed_are_named(record, photos, sd15_folder, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(sd15_folder, tmp_path / "model")
+    record["settings"]["data"]["path"] = str(tmp_path / "photos")
+    record["settings"]["model"]["checkpoint"] = str(tmp_path / "model")
+    for kind in ("images", "captions"):
+        record[kind] = {
+            name.replace(str(photos), str(tmp_path / "photos")): each for name, each in record[kind].items()
+        }
+    assert list(repeat.differences(record, repeat.settings_of(record, {}))) == []
+    (tmp_path / "photos" / "1.txt").write_text("another caption\n")
+    part = "unet/diffusion_pytorch_model.safetensors"
+    tensors, metadata = read(tmp_path / "model" / part)
+    write(tmp_path / "model" / part, {name: tensor + 1 for name, tensor in tensors.items()}, metadata)
+    one, two = repeat.differences(record, repeat.settings_of(record, {}))
+    assert one.startswith(f"caption of image {tmp_path / 'photos' / '1.png'} is ")
+    assert two.startswith(f"weights of the model, {part} is ")
+
+
+def test_a_manifest_of_before_captions_and_weights_were_kept_is_repeated(record):
+    del record["captions"], record["weights"]
+    assert list(repeat.differences(record, repeat.settings_of(record, {}))) == []
 
 
 def test_a_run_that_was_resumed_is_repeated_from_its_start(record):
