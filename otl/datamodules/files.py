@@ -19,6 +19,7 @@ from otl.urls import is_url, unreadable
 
 BUFFER = 65536  # bytes; holds most headers of images, and is one request
 ATTEMPTS = 5  # of a request, before a run ends for it
+LARGEST = 256 * 2**20  # bytes that a packed file may unpack to; what is not packed is as large as its archive shows
 PATIENCE = 0.5  # seconds before the second attempt, doubled before each further one
 
 
@@ -78,7 +79,7 @@ class Part(Named):
     name: str  # with the folders inside of the archive
     start: int  # bytes
     bytes: int  # as they lie there
-    packed: bool = False  # deflated, as zip does
+    unpacked: int | None = None  # bytes that it says it has where it is deflated, as zip does; None: it is not
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
@@ -90,7 +91,12 @@ class Part(Named):
         content = read_range(self.archive, self.start, self.bytes)
         if len(content) != self.bytes:
             raise SettingsError(f"{self.archive}: is shorter than when the dataset was indexed; start again")
-        return zlib.decompress(content, -zlib.MAX_WBITS) if self.packed else content
+        if self.unpacked is None:
+            return content
+        try:
+            return inflate(content, self.unpacked)
+        except ValueError as error:
+            raise SettingsError(f"{self}: {error}") from error
 
     def open(self, mode: str = "rb") -> IO[bytes]:
         return io.BytesIO(self.read_bytes())
@@ -141,6 +147,23 @@ def content_hash(file: File) -> str:
         return hashlib.blake2b(file.identity().encode(), digest_size=16).hexdigest()
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def inflate(content: bytes, size: int) -> bytes:
+    """Deflated bytes unpacked, and not a byte further than the `size` that their archive says.
+
+    Raises:
+        ValueError: that is too large, or not true.
+    """
+    if size > LARGEST:
+        raise ValueError(f"it unpacks to {size / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f} MB: store it unpacked")
+    try:
+        found = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"it cannot be unpacked ({error})") from error
+    if len(found) != size:
+        raise ValueError(f"it does not unpack to the {size} bytes that its archive says")
+    return found
 
 
 def named(text: str, by: Path | Remote) -> Path | Remote:

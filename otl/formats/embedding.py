@@ -108,13 +108,15 @@ def read(path: Path) -> dict[str, Tensor]:
     """The tensors of an embedding file: .safetensors, or A1111's and diffusers' .pt and .bin.
 
     Raises:
-        SettingsError: it is not there, damaged, or holds more than tensors.
+        SettingsError: it is not there, damaged, holds more than tensors, or unpacks to more than the file.
     """
     if not path.is_file():
         raise SettingsError(f"{path}: there is no such file")
     if path.suffix not in files.PICKLED:
         return files.read(path)[0]
-    return flat(files.unpickled(path, nn.ParameterDict), path)  # which the files of the method's authors have
+    tensors = flat(files.unpickled(path, nn.ParameterDict), path)  # which the files of the method's authors have
+    files.require_room(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), path)
+    return tensors
 
 
 def flat(content: Any, path: Path) -> dict[str, Tensor]:

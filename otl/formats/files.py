@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,8 +205,10 @@ def unpickled(path: Path, *classes: type) -> Any:
         classes: others that may be in it.
 
     Raises:
-        SettingsError: it is not there or damaged, or something else is in it.
+        SettingsError: it is not there or damaged, something else is in it, or it unpacks to more than the file.
     """
+    if packed := unpacked_size(path):
+        require_room(packed, path)
     try:
         with torch.serialization.safe_globals(list(classes)):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -213,6 +216,25 @@ def unpickled(path: Path, *classes: type) -> Any:
         raise SettingsError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise SettingsError(f"{path}: not a whole file of tensors alone; others could run code") from error
+
+
+def unpacked_size(path: Path) -> int:
+    """Bytes of all members of a .pt by its directory; 0 where it has none, as files of early versions of torch."""
+    if not zipfile.is_zipfile(path):
+        return 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(info.file_size for info in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise SettingsError(f"{path}: not a whole file of tensors ({error})") from error
+
+
+def require_room(claimed: int, path: Path) -> None:
+    """Refuse a file that says it holds more bytes than it has: torch packs nothing, and it could fill the memory."""
+    if claimed > (room := path.stat().st_size):
+        raise SettingsError(
+            f"{path}: says it holds {claimed} bytes, and the file has {room}: torch wrote no such; give a .safetensors"
+        )
 
 
 def tensors_hash(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -119,6 +120,19 @@ def test_a_file_that_could_run_code_is_refused(tmp_path):
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(SettingsError, match="others could run code"):
         read(tmp_path / "plain.pt")
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path):
+    torch.save({"<cat>": torch.zeros(1000, 1000)}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
+        for info in whole.infolist():
+            packed.writestr(info.filename, whole.read(info), zipfile.ZIP_DEFLATED)
+    torch.save({"<cat>": torch.zeros(1).expand(1000, 1000)}, tmp_path / "expanded.pt")
+    assert read(tmp_path / "whole.pt")["<cat>"].shape == (1000, 1000)
+    for name in ("packed.pt", "expanded.pt"):
+        assert (tmp_path / name).stat().st_size < 10**5
+        with pytest.raises(SettingsError, match=rf"{name}: says it holds 4\d{{6}} bytes, and the file has"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[ROWS], {}, {"step": 3}, {"string_to_param": {"*": 1}}])

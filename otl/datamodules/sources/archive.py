@@ -6,6 +6,7 @@ import io
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from otl.datamodules import headers
-from otl.datamodules.files import Part, Remote, place
+from otl.datamodules.files import Part, Remote, inflate, place
 from otl.datamodules.headers import Header
 from otl.datamodules.index import Index
 from otl.datamodules.sources.folder import as_bytes, as_text
@@ -33,7 +34,11 @@ class Member:
     name: str
     start: int  # bytes
     bytes: int  # as they lie there
-    packed: bool = False  # deflated
+    unpacked: int | None = None  # bytes that it says it has where it is deflated; None: it is not
+
+    @property
+    def size(self) -> int:
+        return self.bytes if self.unpacked is None else self.unpacked
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def items(file: Path | Remote, index: Index, examine: Callable[[IO[bytes]], Head
 
 
 def _part(file: Path | Remote, member: Member) -> Part:
-    return Part(file, member.name, member.start, member.bytes, member.packed)
+    return Part(file, member.name, member.start, member.bytes, member.unpacked)
 
 
 def _mask(file: Path | Remote, image: Member, archive: Archive) -> Part | None:
@@ -102,21 +107,22 @@ def gone_through(file: Path | Remote, examine: Callable[[IO[bytes]], Header]) ->
         try:
             for member, content in _members(opened, size, zipped=file.suffix.lower() == ".zip"):
                 if is_picture(member.name):
-                    images.append((member, LINK if content is None else examine(io.BytesIO(content))))
+                    header = LINK if content is None else content
+                    images.append((member, header if isinstance(header, Header) else examine(io.BytesIO(header))))
                 elif is_mask(member.name):
                     masks[member.name] = member
-                elif content is not None:
+                elif isinstance(content, bytes):
                     texts[member.name] = as_text(content)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
             flaw = f"the archive cannot be read to its end, after {len(images)} images ({error})"
     return Archive(images, masks, texts, flaw)
 
 
-def _members(file: IO[bytes], size: int, *, zipped: bool) -> Iterator[tuple[Member, bytes | None]]:
-    """The files of an archive that may be needed, with their content; None: of a link or a mask."""
+def _members(file: IO[bytes], size: int, *, zipped: bool) -> Iterator[tuple[Member, bytes | Header | None]]:
+    """The files of an archive that may be needed, with their content or what is wrong; None: of a link or a mask."""
     for member, read in _of_zip(file) if zipped else _of_tar(file, size):
         hidden = any(part.startswith(".") for part in member.name.split("/"))
-        if not hidden and (is_picture(member.name) or is_mask(member.name) or member.bytes <= SMALL):
+        if not hidden and (is_picture(member.name) or is_mask(member.name) or member.size <= SMALL):
             yield member, None if is_mask(member.name) else read()
 
 
@@ -141,7 +147,18 @@ def _read(file: IO[bytes], member: Member) -> bytes:
     return file.read(member.bytes)
 
 
-def _of_zip(file: IO[bytes]) -> Iterator[tuple[Member, Callable[[], bytes]]]:
+def _unpacked(file: IO[bytes], member: Member, checksum: int) -> bytes | Header:
+    """A member's content; what is wrong with it where it is not what the archive says."""
+    try:
+        content = _read(file, member) if member.unpacked is None else inflate(_read(file, member), member.unpacked)
+    except ValueError as error:
+        return Header(Size(0, 0), 0, "", 0, str(error))
+    if zlib.crc32(content) != checksum:
+        raise zipfile.BadZipFile(f"{member.name} has not the checksum that the archive says")
+    return content
+
+
+def _of_zip(file: IO[bytes]) -> Iterator[tuple[Member, Callable[[], bytes | Header]]]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if info.is_dir():
@@ -152,8 +169,9 @@ def _of_zip(file: IO[bytes]) -> Iterator[tuple[Member, Callable[[], bytes]]]:
                 raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
             file.seek(info.header_offset)
             start = info.header_offset + 30 + sum(ZIP_HEADER.unpack(file.read(ZIP_HEADER.size)))
-            packed = info.compress_type == zipfile.ZIP_DEFLATED
-            yield Member(info.filename, start, info.compress_size, packed), partial(archive.read, info)
+            unpacked = info.file_size if info.compress_type == zipfile.ZIP_DEFLATED else None
+            member = Member(info.filename, start, info.compress_size, unpacked)
+            yield member, partial(_unpacked, file, member, info.CRC)
 
 
 def as_json(archive: Archive) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import io
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
@@ -114,6 +115,20 @@ def test_a_broken_image_in_an_archive_is_named(tmp_path, searched):
     path = tar(tmp_path / "a.tar", contents() | {"b.png": png(1)[:60], "d.png": b""})
     details = searched(path)[1][0].details
     assert [detail.partition(": ")[0] for detail in details] == [f"{path}/b.png", f"{path}/d.png"]
+
+
+def test_what_a_small_archive_unpacks_to_is_limited(tmp_path, searched):
+    """By what its directory says, before anything is unpacked; and by that again while it is."""
+    bomb = zipped(tmp_path / "bomb.zip", {"a.png": bytes(files.LARGEST + 1), "b.png": png(1)})
+    liar = zipped(tmp_path / "liar.zip", {"c.png": bytes(100 * 10**6)})
+    said, true = (size.to_bytes(4, "little") for size in (1000, 100 * 10**6))
+    liar.write_bytes(liar.read_bytes().replace(true, said))
+    tracemalloc.start()
+    for path, words in ((bomb, "it unpacks to 268 MB, more than"), (liar, "does not unpack to the 1000 bytes")):
+        _, problems = searched(path)
+        assert words in str(problems)
+    assert tracemalloc.get_traced_memory()[1] < 20 * 10**6
+    tracemalloc.stop()
 
 
 def test_a_million_members_are_not_kept(tmp_path):
