@@ -22,7 +22,12 @@ DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", 
 CACHE = "otl.tasks.cache.cache"
 REPEAT = "otl.tasks.repeat.repeat"
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "fp32", "fp16", 32, 16)
-CHOICES: dict[str, tuple[Any, ...]] = {"output.dtype": ("fp32", "fp16", "bf16"), "trainer.precision": PRECISIONS}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "output.dtype": ("fp32", "fp16", "bf16"),
+    "trainer.precision": PRECISIONS,
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+}
+WORDED = {"trainer.devices": "at least 1; auto or -1: all; a list: numbers of GPUs from 0"}  # ranges that need words
 
 
 @dataclass(frozen=True)
@@ -35,18 +40,26 @@ class Range:
     low_excluded: bool = False
     high_excluded: bool = False
     or_epochs: bool = False  # whether `3 epochs` is accepted too
+    whole: bool = False  # where the type does not say so
+    also: int | None = None  # one more that is accepted, and means something else
 
     def accepts(self, value: float) -> bool:
+        if value == self.also:
+            return True
+        if self.whole and value % 1 != 0:
+            return False
         above = value > self.low if self.low_excluded else value >= self.low
         below = value < self.high if self.high_excluded else value <= self.high
         return above and below and (self.multiple == 1 or value % self.multiple == 0)
 
     def __str__(self) -> str:
-        text = f"above {self.low:g}" if self.low_excluded else f"at least {self.low:g}"
+        text = "a whole number, " if self.whole else ""
+        text += f"above {self.low:g}" if self.low_excluded else f"at least {self.low:g}"
         if self.high != float("inf"):
             text += f" and {'below' if self.high_excluded else 'at most'} {self.high:g}"
         text += f", a multiple of {self.multiple}" if self.multiple > 1 else ""
-        return text + (", or whole epochs: 1 epoch, 3 epochs" if self.or_epochs else "")
+        text += ", or whole epochs: 1 epoch, 3 epochs" if self.or_epochs else ""
+        return text if self.also is None else f"{text}, or {self.also}"
 
 
 SHARE = Range(0, 1)
@@ -115,6 +128,7 @@ RANGES = {  # `*` stands for one name
     "inpaint.min_area": SHARE,
     "inpaint.max_area": SHARE,
     "inpaint.fill": Range(-1, 1),
+    "sample.seeds": Range(0),
     "sample.steps": COUNT,
     "sample.guidance": Range(0),
     "sample.batch_size": COUNT,
@@ -137,8 +151,11 @@ RANGES = {  # `*` stands for one name
     "seed": Range(0),
     "model.chunks": COUNT,
     "model.clip_skip": Range(0, 10),  # CLIP-L has 12 layers
+    "model.native_resolution": PIXELS,
+    "model.p2_gamma": Range(0),
     "method.rank": COUNT,
     "method.block_size": Range(2),
+    "method.factor": Range(2, also=-1),
     "method.alpha": POSITIVE,
     "method.parts.*.lr": Range(0),
     "method.parts.*.rank": COUNT,
@@ -152,12 +169,14 @@ RANGES = {  # `*` stands for one name
     "optimizer.weight_decay": Range(0),
     "optimizer.eps": Range(0),
     "optimizer.betas": Range(0, 1, high_excluded=True),
+    "optimizer.d0": POSITIVE,
     "scheduler.warmup": Range(0),
     "scheduler.end": Range(0),
     "trainer.max_steps": COUNT,
     "trainer.max_epochs": COUNT,
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.gradient_clip_val": Range(0),
+    "trainer.val_check_interval": Range(1, whole=True),
     "task.days": COUNT,
     "callbacks.*.every": COUNT,
     "callbacks.checkpoint.keep": COUNT,
@@ -248,6 +267,7 @@ def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
     yield from _check_inpaint(settings.get("inpaint") or {})
     yield from _check_canvases(settings.get("sample") or {})
     yield from _check_background(settings)
+    yield from _check_devices((settings.get("trainer") or {}).get("devices", 1))
     yield from _check_paths(settings)
 
 
@@ -333,6 +353,23 @@ def _check_background(settings: dict[str, Any]) -> Iterator[Problem]:
     except ValueError:
         hint = meant(colour, list(ImageColor.colormap))
         yield Problem("data.background", f"{colour} is no colour: give a name such as white, or #rrggbb{hint}")
+
+
+def _check_devices(devices: Any) -> Iterator[Problem]:
+    """A number of devices or the numbers of some, as a list or with commas between them."""
+    if devices in (Unknown, None, "auto"):
+        return
+    listed = isinstance(devices, list) or (isinstance(devices, str) and "," in devices)
+    numbers = devices if isinstance(devices, list) else [each for each in str(devices).split(",") if each.strip()]
+    if not numbers or not all(_is_device(each, listed=listed) for each in numbers):
+        yield Problem("trainer.devices", f"{show(devices)} is not accepted: must be {WORDED['trainer.devices']}")
+
+
+def _is_device(number: Any, *, listed: bool) -> bool:
+    """Whether that is a GPU's number where they are listed, or a number of devices."""
+    if isinstance(number, bool) or not re.fullmatch(r"\s*-?\d+\s*", str(number)):
+        return False
+    return int(number) >= 0 if listed else int(number) >= 1 or int(number) == -1
 
 
 def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:

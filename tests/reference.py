@@ -17,7 +17,7 @@ import yaml
 from otl import config
 from otl.check import SUPPLIED
 from otl.config import Settings, conf_dir
-from otl.ranges import CHOICES, RANGES
+from otl.ranges import CHOICES, RANGES, WORDED
 from otl.signatures import ANY, describe, signature
 from otl.sources import Unclear, bases, find_module, lookup
 
@@ -51,7 +51,7 @@ class Row(NamedTuple):
             return ""
         accepted = [str(range_) for pattern, range_ in RANGES.items() if matches(pattern, self.name)]
         choices = [", ".join(map(str, choices)) for pattern, choices in CHOICES.items() if pattern == self.name]
-        return "; ".join(accepted + choices)
+        return "; ".join(accepted + choices + [text for pattern, text in WORDED.items() if pattern == self.name])
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -192,6 +192,42 @@ def test_all_problems_are_reported_at_once(settings: Callable[..., DictConfig]) 
 @pytest.mark.parametrize(
     ("lines", "key", "text"),
     [
+        (["optimizer=prodigy", "optimizer.d0=-1"], "optimizer.d0", "above 0"),
+        (["method=lokr", "method.factor=0"], "method.factor", "at least 2, or -1"),
+        (["method=lokr", "method.factor=-2"], "method.factor", "at least 2, or -1"),
+        (["model=wuerstchen", "model.p2_gamma=-1"], "model.p2_gamma", "at least 0"),
+        (["model=sd21", "model.native_resolution=0"], "model.native_resolution", "at least 64, a multiple of 8"),
+        (["trainer.devices='0,x'"], "trainer.devices", "a list: numbers of GPUs from 0"),
+        (["sample.seeds=[0,-1]"], "sample.seeds[1]", "at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, lines, key, text):
+    found = {problem.key: problem.message for problem in check(settings("data.path=.", *lines))}
+    assert list(found) == [key]
+    assert text in found[key]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"trainer.devices={value}" for value in ("2", "-1", "auto", "[1]", "[0,2]", "'0,1'", "'1,'", "'2'")),
+        *(f"trainer.accelerator={value}" for value in ("auto", "cpu", "gpu", "cuda", "mps")),
+        "trainer.val_check_interval=4",
+        "trainer.val_check_interval=null",
+    ],
+)
+def test_what_the_trainer_takes_is_accepted(settings, line):
+    assert check(settings("data.path=.", line)) == []
+
+
+@pytest.mark.parametrize("line", ["method.factor=-1", "method.factor=2"])
+def test_a_number_with_a_meaning_of_its_own_is_accepted_beside_the_range(settings, line):
+    assert check(settings("data.path=.", "method=lokr", line)) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "text"),
+    [
         (["inpaint.boxes=-1"], "inpaint.boxes", "at least 0"),
         (["inpaint.max_area=1.5"], "inpaint.max_area", "at most 1"),
         (["inpaint.fill=2"], "inpaint.fill", "at most 1"),

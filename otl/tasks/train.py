@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
 
 from otl.callbacks.export import Export
@@ -149,6 +151,9 @@ def build_trainer(settings: DictConfig, precision: str, *, trains_text: bool = F
     Args:
         precision: as Lightning calls it.
         trains_text: whether a text encoder trains.
+
+    Raises:
+        SettingsError: the machine lacks the devices, or Lightning refuses settings for another reason.
     """
     options = settings.trainer.copy()
     with open_dict(options):
@@ -162,18 +167,24 @@ def build_trainer(settings: DictConfig, precision: str, *, trains_text: bool = F
         instantiate(options_, _convert_="all") for options_ in settings.callbacks.values() if options_ is not None
     ]
     logger = instantiate(settings.logger, _convert_="all") if settings.logger else False
-    return instantiate(
-        options,
-        callbacks=callbacks,
-        logger=logger,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        _convert_="all",
-    )
+    try:
+        return instantiate(
+            options,
+            callbacks=callbacks,
+            logger=logger,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            _convert_="all",
+        )
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, MisconfigurationException):
+            raise
+        given = f"trainer.accelerator={options.accelerator}, trainer.devices={options.devices}"
+        raise SettingsError(f"{given}: Lightning says: {error.__cause__}") from error
 
 
 def strategy(trainer: DictConfig, *, trains_text: bool) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from otl.config import SettingsError
 from otl.datamodules.files import content_hash
 from otl.formats.files import DiskError, tensors_hash
-from otl.tasks.train import train
+from otl.tasks.train import build_trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +269,9 @@ def test_held_out_images_give_a_validation_loss(run, settings, photos):
 def test_a_run_without_a_full_batch_is_refused_before_weights_are_loaded(run):
     with pytest.raises(SettingsError, match="would take no step"):
         run("run", "data.partial_batches=drop", "data.batch_size=64")
+
+
+def test_a_device_that_the_machine_lacks_is_told_with_its_settings(settings):
+    line = settings("data.path=x", "logger=none", "trainer.accelerator=cuda", "trainer.devices=[99]")
+    with pytest.raises(SettingsError, match=r"^trainer.accelerator=cuda, trainer.devices=\[99\]: Lightning says: "):
+        build_trainer(line, "32-true")
