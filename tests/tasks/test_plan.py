@@ -1,7 +1,9 @@
 """What a plan says, against published numbers and counts by hand."""
 
 import json
+import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -246,3 +248,11 @@ def test_what_keeps_the_run_from_starting_is_said_once(settings, sd15_folder, ph
     assert "without a caption" not in capsys.readouterr().out
     made = json.loads((tmp_path / "plan.json").read_text())
     assert any("without a caption" in warning["message"] for warning in made["warnings"])
+
+
+def test_a_plan_says_that_the_disk_has_no_room(settings, sd15_folder, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("otl.tasks.plan.run_dir", lambda: tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    line = [f"model.checkpoint={sd15_folder}", f"data.path={photos}", "data.broken_images=skip", "logger=none"]
+    with pytest.raises(SettingsError, match=r"^hydra\.run\.dir: .* make room"):
+        plan.plan(settings(*line), sheet_pages=0)

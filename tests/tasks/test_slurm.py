@@ -6,9 +6,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import Callback
 
 from otl.callbacks.stops import Stopped
 from otl.tasks import slurm
+from otl.tasks.train import train
+from tests.datamodules.fakes import picture
 
 SAVED = Path("runs/dog/checkpoints/step-00000003.ckpt")
 
@@ -83,3 +86,19 @@ def test_the_setting_says_which_signals_send_it_back(settings, listed, expected)
 
     options = settings(f"callbacks.checkpoint.requeue={listed}").callbacks.checkpoint
     assert ("SIGTERM" in instantiate(options, _convert_="all").requeue) is expected
+
+
+class Preempted(Callback):
+    """The cluster asks for a stop within the first step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_run_that_is_asked_to_stop_puts_its_job_back(scontrol, settings, sd15_folder, tmp_path):
+    picture(tmp_path / "photos" / "a.png")
+    line = [f"model.checkpoint={sd15_folder}", f"data.path={tmp_path / 'photos'}", f"data.cache_dir={tmp_path}/cache"]
+    line += ["data.resolution=64", "data.workers=0", "logger=none", "trainer.max_steps=3", "resume=auto"]
+    with pytest.raises(Stopped):
+        train(settings(*line, f"callbacks.preempted._target_={__name__}.Preempted"), tmp_path)
+    assert scontrol() == "requeue 815\n"

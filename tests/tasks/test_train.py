@@ -5,6 +5,10 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +17,11 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from safetensors.torch import load_file
 
+from otl.callbacks.stops import Stopped
 from otl.config import SettingsError
 from otl.datamodules.files import content_hash
 from otl.formats.files import DiskError, tensors_hash
+from otl.tasks.folder import LOCK
 from otl.tasks.train import build_trainer, train
 
 
@@ -275,3 +281,45 @@ def test_a_device_that_the_machine_lacks_is_told_with_its_settings(settings):
     line = settings("data.path=x", "logger=none", "trainer.accelerator=cuda", "trainer.devices=[99]")
     with pytest.raises(SettingsError, match=r"^trainer.accelerator=cuda, trainer.devices=\[99\]: Lightning says: "):
         build_trainer(line, "32-true")
+
+
+class Asked(Callback):
+    """The run is asked to stop while it is still being set up."""
+
+    def setup(self, trainer, pl_module, stage):
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_before_the_first_step_ends_the_run_at_once(run, tmp_path):
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with pytest.raises(Stopped, match="stopped by SIGUSR1 outside of the steps"):
+            run("run", f"callbacks.asked._target_={__name__}.Asked")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+AT_WORK = """
+import fcntl, sys
+file = open(sys.argv[1], "a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_in_the_folder_of_another_that_is_at_work_is_refused(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    line = [sys.executable, "-S", "-c", AT_WORK, str(tmp_path / "run" / LOCK)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(SettingsError, match="in use by process"):
+            run("run")
+
+
+def test_a_run_without_room_on_the_disk_is_refused_before_its_first_step(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    with pytest.raises(SettingsError, match=r"^hydra\.run\.dir: .* make room"):
+        run("run", "callbacks.checkpoint.wait=0")
+    assert not (tmp_path / "run" / "plan.json").exists()
