@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from otl.config import CaptionOptions, SettingsError
+from otl.config import CaptionOptions, Concept, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
 from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture
 
@@ -80,6 +81,33 @@ def test_batches_are_counted_for_each_rank(photos):
     made = module(data(photos, batch_size=2))
     assert made.batches_per_epoch() == 4  # five square images and two tall ones
     assert made.batches_per_epoch(world_size=3) == 2
+
+
+def test_a_concept_holds_out_its_own_share(tmp_path):
+    folder(tmp_path / "photos", 30)
+    for number in range(30):
+        picture(tmp_path / "dogs" / f"{number}.png", shade=number * 7)
+    concepts = {"dogs": Concept(path=str(tmp_path / "dogs"), validation_share=0.5)}
+    made = module(data(tmp_path / "photos", concepts=concepts))
+    assert {sample.concept for sample in made.validation_samples} == {"dogs"}
+    assert 5 < len(made.validation_samples) < 25
+
+
+def damaged_inside(path: Path) -> Path:
+    """Noise, whose header and end are whole."""
+    noise = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture(path)
+    Image.fromarray(noise.numpy()).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:6000] + bytes(40) + content[6040:])
+    return path
+
+
+def test_every_image_is_decoded_before_the_run_where_that_is_set(tmp_path):
+    damaged_inside(folder(tmp_path / "photos", 3) / "inside.png")
+    module(data(tmp_path / "photos"))
+    with pytest.raises(SettingsError, match=r"(?s)data\.broken_images.*inside\.png"):
+        module(data(tmp_path / "photos", verify_images=True))
 
 
 # The cache

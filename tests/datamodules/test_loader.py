@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from torch import Tensor, nn
 
 from otl import rng
@@ -351,3 +352,40 @@ def test_a_pass_draws_nothing_from_the_numbers_that_dropout_draws_from(tmp_path:
     for loader in (made.train_dataloader(), made.val_dataloader()):
         list(loader)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_concept_of_type_prior_is_marked_and_others_are_not(tmp_path: Path) -> None:
+    picture(tmp_path / "dogs" / "a.png")
+    picture(tmp_path / "dog" / "a.png", shade=9)
+    concepts = {"dogs": Concept(path=str(tmp_path / "dogs"), type=ConceptType.prior)}
+    made = module(data(tmp_path / "dog", concepts=concepts, batch_size=2))
+    (batch,) = made.train_dataloader()
+    assert batch.prior is not None
+    assert {made.samples[n].concept: p for n, p in zip(batch.index.tolist(), batch.prior.tolist())} == {
+        "data": False,
+        "dogs": True,
+    }
+
+
+def test_a_concept_s_weight_is_that_of_its_images(tmp_path: Path) -> None:
+    picture(tmp_path / "dogs" / "a.png")
+    picture(tmp_path / "dog" / "a.png", shade=9)
+    concepts = {"dogs": Concept(path=str(tmp_path / "dogs"), loss_weight=0.25)}
+    made = module(data(tmp_path / "dog", concepts=concepts, batch_size=2))
+    (batch,) = made.train_dataloader()
+    weights = {made.samples[n].concept: w for n, w in zip(batch.index.tolist(), batch.weight.tolist())}
+    assert weights == {"data": 1.0, "dogs": 0.25}
+
+
+@pytest.mark.parametrize(("colour", "level"), [("white", 1.0), ("black", -1.0)])
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_background_lies_under_what_is_transparent(tmp_path: Path, colour: str, level: float, cached: bool) -> None:
+    picture(tmp_path / "clear" / "a.png")
+    Image.new("RGBA", (64, 64), (90, 90, 90, 0)).save(tmp_path / "clear" / "a.png")
+    made = module(data(tmp_path / "clear", background=colour))
+    if cached:
+        made.fill_cache(CountingEncoder(), images=True, prompts=True)
+    (batch,) = made.train_dataloader()
+    shown = batch.latents if cached else batch.pixels
+    assert shown is not None
+    assert torch.allclose(shown, torch.full_like(shown, level), atol=1e-3)
