@@ -323,7 +323,7 @@ class Data:
     mask_alpha: bool = False  # the mask of an image without a mask file is its alpha channel: opaque is white
     background: str = "white"  # the colour under transparent pixels, a name or #rrggbb
     missing_captions: Missing = Missing.error  # error, warn, skip or allow
-    broken_images: Broken = Broken.error  # error or skip
+    broken_images: Broken = Broken.error  # error or skip, which decodes every image on a disk as verify_images does
     max_megapixels: float = 200.0  # millions of pixels; larger images count as broken: they may fill the memory
     verify_images: bool = False  # decode every image before the run, not its header alone: minutes for 10,000
     caption_variants: int = 16  # texts of each caption in the cache, where captions vary

@@ -183,7 +183,8 @@ def _named(path: File) -> Iterator[None]:
         raise
     except UNREADABLE as error:
         raise SettingsError(
-            f"{path}: cannot be decoded ({reason(error)}); replace the file or move it out of the folder"
+            f"{path}: cannot be decoded ({reason(error)}); replace the file or move it out of the folder; "
+            "data.verify_images=true finds all such before a run, and with data.broken_images=skip leaves them out"
         ) from error
 
 

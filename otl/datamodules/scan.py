@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from otl import rng
-from otl.config import CaptionOptions, ConceptType, Data, Inpaint, SettingsError
+from otl.config import Broken, CaptionOptions, ConceptType, Data, Inpaint, SettingsError
 from otl.datamodules import captions, findings, headers, mask_files, texts
 from otl.datamodules.files import Remote, content_hash
 from otl.datamodules.findings import Broke
@@ -156,7 +156,9 @@ def _scan_source(source: Source, data: Data | DictConfig, inpaint: Inpaint | Non
         return Scanned(problems=findings.undrawn(source.key, source.generate))
     if not source.path:
         return Scanned(problems=[Problem(source.key, f"no images are given; set {source.key}=FOLDER")])
-    limits = Limits(data.max_megapixels, data.verify_images)
+    # Elsewhere than on a disk it would mean to fetch everything, before the first step.
+    decodes = data.verify_images or (data.broken_images == Broken.skip and not is_url(source.path))
+    limits = Limits(data.max_megapixels, decodes)
     index = Index(Path(data.cache_dir).expanduser(), source.path, astuple(limits))
     if is_url(source.path) and not index.path.exists():
         log.info(f"{source.key}: looking through {source.path}; later starts take what was found from {index.path}")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from otl.config import CaptionOptions, Concept, SettingsError
+from otl.config import Broken, CaptionOptions, Concept, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
 from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture
 
@@ -108,6 +108,16 @@ def test_every_image_is_decoded_before_the_run_where_that_is_set(tmp_path):
     module(data(tmp_path / "photos"))
     with pytest.raises(SettingsError, match=r"(?s)data\.broken_images.*inside\.png"):
         module(data(tmp_path / "photos", verify_images=True))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_image_that_is_damaged_inside_is_named_and_left_out_where_broken_ones_are(tmp_path, cached):
+    damaged_inside(folder(tmp_path / "photos", 3) / "inside.png")
+    made = module(data(tmp_path / "photos", broken_images=Broken.skip))
+    if cached:
+        made.fill_cache(CountingEncoder(), images=True, prompts=True)
+    assert sum(len(batch.index) for batch in made.train_dataloader()) == len(made.samples) == 3
+    assert "inside.png" in str(made.problems)
 
 
 # The cache

@@ -264,7 +264,7 @@ def test_a_jpeg_that_is_cut_off_is_named(tmp_path):
 def test_a_file_that_cannot_be_decoded_is_named(tmp_path):
     path = tmp_path / "broken.png"
     path.write_bytes(b"no image")
-    with pytest.raises(SettingsError, match=r"broken\.png: cannot be decoded"):
+    with pytest.raises(SettingsError, match=r"broken\.png: cannot be decoded .*data\.verify_images=true"):
         load(path, "white")
 
 
