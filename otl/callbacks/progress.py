@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 LINES = 10  # lines of a whole run where there is no terminal
 REFRESH = 0.5  # seconds between looks at the loss, each of which waits for the device
 PAUSE = 5.0  # seconds between two lines of `track`
+HELD = 1000  # losses that wait for a look: each is a tensor on the device
 SMOOTHING = 0.05  # weight of the newest loss in the one that is shown
 
 T = TypeVar("T")
@@ -67,7 +68,10 @@ class Progress(Clocked):
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         self.clock.batch_trained(outputs["images"] * trainer.world_size)
-        self._totals.append(outputs["total"])
+        if trainer.is_global_zero:  # the others show nothing
+            self._totals.append(outputs["total"])
+            if len(self._totals) == HELD:
+                self._fold()
         if not self._steps.advanced(trainer) or not trainer.is_global_zero:
             return
         step, total = trainer.global_step, pl_module.total_steps
@@ -85,9 +89,7 @@ class Progress(Clocked):
         self._stop()
 
     def _status(self, step: int, total: int) -> str:
-        for losses, images in torch.stack(self._totals).tolist():  # one transfer for all
-            self._smooth(losses / images)
-        self._totals = []
+        self._fold()
         span = self.clock.look()
         self._seconds += span.seconds
         self._waiting += span.waiting
@@ -98,9 +100,13 @@ class Progress(Clocked):
             f"{clock_time((total - step) / rate)} left  data wait {self._waiting / self._seconds:.0%}"
         )
 
-    def _smooth(self, loss: float) -> None:
-        if math.isfinite(loss):  # else its step was skipped
-            self._loss = loss if math.isnan(self._loss) else self._loss + SMOOTHING * (loss - self._loss)
+    def _fold(self) -> None:
+        """The losses that wait become part of the smoothed one, by one transfer for all."""
+        for total, images in torch.stack(self._totals).tolist() if self._totals else []:
+            loss = total / images
+            if math.isfinite(loss):  # else its step was skipped
+                self._loss = loss if math.isnan(self._loss) else self._loss + SMOOTHING * (loss - self._loss)
+        self._totals = []
 
     def _stop(self) -> None:
         if self._bar is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from otl.callbacks import progress
@@ -30,6 +32,34 @@ def test_ten_lines_without_a_terminal(run: Run, caplog: pytest.LogCaptureFixture
     assert [line.split()[1] for line in lines] == [f"{k}/30" for k in range(3, 31, 3)]
     shape = r"step \d+/30  loss \d\.\d{4}  [\d.e+]+ it/s  [\d.e+]+ images/s  \d+:\d\d left  data wait \d+%"
     assert all(re.fullmatch(shape, line) for line in lines), lines[0]
+
+
+def test_few_losses_wait_and_their_mean_is_the_same(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a tensor on the device, and without a terminal a look comes but ten times."""
+    caplog.set_level("INFO")
+
+    def losses(held: int) -> tuple[int, list[str]]:
+        caplog.clear()
+        monkeypatch.setattr(progress, "HELD", held)
+        most, fold = [], Progress._fold
+        monkeypatch.setattr(Progress, "_fold", lambda self: (most.append(len(self._totals)), fold(self)))
+        run(Progress(), steps=40)
+        monkeypatch.setattr(Progress, "_fold", fold)
+        return max(most), [each.message.split()[3] for each in caplog.records if each.message.startswith("step ")]
+
+    (few, often), (many, seldom) = losses(2), losses(1000)
+    assert (few, many) == (2, 4)
+    assert often == seldom and len(seldom) == 10
+
+
+def test_other_ranks_hold_no_losses() -> None:
+    shown, outputs = Progress(), {"total": torch.ones(2), "images": 1}
+    trainer = SimpleNamespace(world_size=2, is_global_zero=False, global_step=1, fit_loop=None)
+    shown._steps = SimpleNamespace(advanced=lambda trainer: True)
+    shown.on_train_batch_end(trainer, None, outputs, None, 0)
+    assert shown._totals == []
 
 
 def test_one_bar_on_a_terminal(
