@@ -48,9 +48,16 @@ def closing(settings: DictConfig, steps: int, folder: Path, *, seconds: float) -
     log.info(f"loss      {losses(folder / 'metrics.csv')}")
     for path in exported(settings, folder):
         log.info(f"result    {path}")
-    pictures = folder / "samples" / "before-after.png"
-    log.info(f"pictures  {pictures if pictures.is_file() else 'none were drawn'}")
+    log.info(f"pictures  {pictures(folder / 'samples')}")
     log.info(f"all else  {', '.join(name for name in KEPT if (folder / name).exists())} in {folder}")
+
+
+def pictures(folder: Path) -> str:
+    """Where to look: the sheet of before and after, where there is one."""
+    sheet = folder / "before-after.png"
+    if sheet.is_file():
+        return str(sheet)
+    return str(folder) if any(folder.rglob("*.png")) else "none were drawn"
 
 
 def losses(table: Path) -> str:

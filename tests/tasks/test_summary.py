@@ -32,6 +32,17 @@ def test_without_a_table_nothing_is_made_up(tmp_path):
     assert summary.losses(table(tmp_path, [("", "")])) == "not measured"
 
 
+def test_pictures_are_where_they_lie_with_a_sheet_and_without(tmp_path):
+    folder = tmp_path / "samples"
+    assert summary.pictures(folder) == "none were drawn"
+    (folder / "step-000003").mkdir(parents=True)
+    assert summary.pictures(folder) == "none were drawn"
+    (folder / "step-000003" / "0.png").touch()
+    assert summary.pictures(folder) == str(folder)
+    (folder / "before-after.png").touch()
+    assert summary.pictures(folder) == str(folder / "before-after.png")
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_five_lines_before_and_five_after(kept, settings, sd15_folder, tmp_path, caplog):
     from PIL import Image
