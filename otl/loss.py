@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -66,7 +65,7 @@ def elementwise(predicted: Tensor, target: Tensor, *, type: str, huber_delta: fl
 
 def factors(options: Loss) -> dict[str, float]:
     """Which distances are added up: `loss.mix`, or else `loss.type` alone."""
-    return {name: factor for name, factor in asdict(options.mix).items() if factor} or {options.type.value: 1.0}
+    return {name: factor for name, factor in vars(options.mix).items() if factor} or {options.type.value: 1.0}
 
 
 def huber_delta(options: Loss, schedule: Noise, t: Tensor) -> float | Tensor:

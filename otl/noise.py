@@ -66,6 +66,7 @@ class Discrete:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
         self.alpha_bars = alpha_bars.double()
+        self.factors = torch.stack([self.alpha_bars.sqrt(), (1 - self.alpha_bars).sqrt()])  # of signal and noise
         self.prediction = prediction
 
     @classmethod
@@ -81,7 +82,7 @@ class Discrete:
     def sample(self, u: Tensor) -> Tensor:
         """[B] shares of the schedule in 0..1 -> [B] int64 timesteps in 0..T-1."""
         count = len(self.alpha_bars)
-        return (u * count).floor().long().clamp(max=count - 1)
+        return (u * count).long().clamp(max=count - 1)
 
     def share(self, t: Tensor) -> Tensor:
         """[B] timesteps -> [B] float64 shares of the schedule, 0 for the first."""
@@ -89,8 +90,8 @@ class Discrete:
 
     def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """[B] timesteps -> the factors of signal and noise, each [B, 1, ...]."""
-        bars = self.alpha_bars[t.cpu()]
-        return per_sample(bars.sqrt(), like), per_sample((1 - bars).sqrt(), like)
+        signal, sigma = self.factors[:, t.cpu()]
+        return per_sample(signal, like), per_sample(sigma, like)
 
     def add(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """[B, ...] latents and noise, [B] timesteps -> [B, ...] noisy latents."""

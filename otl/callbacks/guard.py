@@ -73,7 +73,7 @@ class Guard(Callback):
         self, trainer: Trainer, pl_module: DiffusionModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Raises StepSkipped: the loss of a batch or a gradient is NaN or infinite, on whichever rank."""
-        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        gradients = [gradient for parameter in self._trained if (gradient := parameter.grad) is not None]
         # One transfer for all of them: each would wait for the device.
         numbers = [total_norm(gradients), *self._losses]
         norm, *losses = torch.stack([each.to(self._losses[0].device, torch.float32) for each in numbers]).tolist()

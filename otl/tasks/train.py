@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
 
 from otl.callbacks.export import Export
+from otl.callbacks.hooks import Unprofiled, drop_empty
 from otl.callbacks.progress import track
 from otl.callbacks.sampling import Sampling
 from otl.callbacks.stops import at_once
@@ -166,6 +167,8 @@ def build_trainer(settings: DictConfig, precision: str, *, trains_text: bool = F
     callbacks: list[Callback] = [
         instantiate(options_, _convert_="all") for options_ in settings.callbacks.values() if options_ is not None
     ]
+    drop_empty(callbacks)
+    profiler = {} if options.get("profiler") else {"profiler": Unprofiled()}
     logger = instantiate(settings.logger, _convert_="all") if settings.logger else False
     try:
         return instantiate(
@@ -178,6 +181,7 @@ def build_trainer(settings: DictConfig, precision: str, *, trains_text: bool = F
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
+            **profiler,
             _convert_="all",
         )
     except InstantiationException as error:
