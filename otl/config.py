@@ -59,6 +59,7 @@ class ConceptType(Enum):
 
     train = "train"
     validation = "validation"
+    regularisation = "regularisation"  # class images, called by the class prompt alone, so that the class is not lost
     prior = "prior"  # the target is what the model predicts without its adapters, so that it is not forgotten
 
 
@@ -263,6 +264,11 @@ def overridden(common: Options, own: Any) -> Options:
     return replace(common, **{name: value for name, value in given.items() if value is not None})  # type: ignore[type-var]
 
 
+def shared_captions(kind: ConceptType, common: CaptionOptions) -> CaptionOptions:
+    """What the captions of a concept are where it says nothing itself: class images are called by its prompt alone."""
+    return CaptionOptions(sources=[CaptionSource.prompt]) if kind == ConceptType.regularisation else common
+
+
 if TYPE_CHECKING:
     OwnCaptionOptions = CaptionOptions
     OwnAugment = Augment
@@ -282,7 +288,7 @@ class Concept:
     caption_column: Optional[str] = None  # of a table or manifest; null: by its name
     mask_column: Optional[str] = None  # of a table or manifest; null: by its name
     validation_share: Optional[float] = None  # share of images held out, 0..1; null: data.validation_share
-    type: ConceptType = ConceptType.train  # train, validation or prior
+    type: ConceptType = ConceptType.train  # train, validation, regularisation (class images) or prior
     repeats: float = 1.0  # times each image is seen in an epoch; 2.5: twice or three times, by turns
     samples: Optional[int] = None  # instead of repeats: images of it that are seen in an epoch, by turns
     resolution: Any = None  # pixels per side of the square with a bucket's area, or a list; null: data.resolution
@@ -292,7 +298,7 @@ class Concept:
     mask_folder: Optional[str] = None  # folder of masks named as the images; null: data.mask_folder
     mask_alpha: Optional[bool] = None  # whether alpha channels are masks where there is no file; null: data.mask_alpha
     augment: OwnAugment = field(default_factory=OwnAugment)  # each field: null is that of data.augment
-    loss_weight: float = 1.0  # multiplier of the loss of its images
+    loss_weight: float = 1.0  # multiplier of the loss of its images; of class images: of prior preservation
     generate: int = 0  # images: where the folder has fewer, the model draws the rest from `prompt` before the run
 
 

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from otl.config import CaptionOptions, Concept, ConceptType, Data, Problem
+from otl.config import CaptionOptions, Concept, ConceptType, Data, Problem, shared_captions
 from otl.signatures import Unknown
 from otl.urls import is_url
 from otl.wording import show
@@ -76,6 +76,7 @@ def _of_buckets(data: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _of_concept(key: str, concept: dict[str, Any]) -> Iterator[Problem]:
+    yield from _of_class_images(key, concept)
     if concept.get("type") == ConceptType.validation:
         for name in filter(lambda name: _changed(concept, name), OF_TRAINING):
             message = f"{show(concept[name])} would have no effect: {key}.type=validation, whose images are seen once"
@@ -86,6 +87,26 @@ def _of_concept(key: str, concept: dict[str, Any]) -> Iterator[Problem]:
     if concept.get("generate") and isinstance(concept.get("path"), str) and is_url(concept["path"]):
         message = f"{concept['generate']} images cannot be drawn into {concept['path']}: give a folder on a disk"
         yield Problem(f"{key}.generate", message)
+
+
+def _of_class_images(key: str, concept: dict[str, Any]) -> Iterator[Problem]:
+    """Those of `type=regularisation`, and those that the model draws."""
+    kind = concept.get("type")
+    if kind == ConceptType.validation and concept.get("generate"):
+        message = f"{concept['generate']} images of the model's own say nothing about validation: give photographs"
+        yield Problem(f"{key}.generate", message)
+    if kind != ConceptType.regularisation:
+        return
+    prompt = concept.get("prompt")
+    if concept.get("enabled", True) and (prompt is None or (isinstance(prompt, str) and not prompt.strip())):
+        message = f"must be given: the class prompt of {key}.type=regularisation, such as 'a photo of a dog'"
+        yield Problem(f"{key}.prompt", message)
+    if concept.get("validation_share"):
+        message = "would have no effect: class images are never held out; leave it out"
+        yield Problem(f"{key}.validation_share", f"{show(concept['validation_share'])} {message}")
+    if trigger := (concept.get("captions") or {}).get("trigger"):
+        message = f"{show(trigger)} would be taught with class images, which it is to be told from: leave it out"
+        yield Problem(f"{key}.captions.trigger", message)
 
 
 def _changed(concept: dict[str, Any], name: str) -> bool:
@@ -149,7 +170,14 @@ RULES: dict[str, Rule] = {
     "capitals_kinds": ("capitals above 0", lambda options: bool(options["capitals"])),
     "wildcard_folder": ("wildcards=true", lambda options: bool(options["wildcards"])),
 }
-DEFAULTS: Options = {each.name: _plain(getattr(CaptionOptions(), each.name)) for each in fields(CaptionOptions)}
+
+
+def _filled(options: CaptionOptions) -> Options:
+    return {each.name: _plain(getattr(options, each.name)) for each in fields(CaptionOptions)}
+
+
+DEFAULTS = _filled(CaptionOptions())
+OF_CLASS_IMAGES = _filled(shared_captions(ConceptType.regularisation, CaptionOptions()))
 
 
 def of_captions(data: dict[str, Any]) -> Iterator[Problem]:
@@ -159,15 +187,17 @@ def of_captions(data: dict[str, Any]) -> Iterator[Problem]:
     own = {name: _own(concept) for name, concept in concepts.items()}
     if Unknown in common.values() or any(Unknown in each.values() for each in own.values()):
         return
-    merged = {name: DEFAULTS | common | each for name, each in own.items()}
-    everywhere = [*merged.values(), *([DEFAULTS | common] if data.get("path") or not concepts else [])]
-    yield from _check("data.captions", common, everywhere)
+    apart = {name for name, each in concepts.items() if each.get("type") == ConceptType.regularisation}
+    merged = {name: (OF_CLASS_IMAGES if name in apart else DEFAULTS | common) | each for name, each in own.items()}
+    sharing = [options for name, options in merged.items() if name not in apart]
+    sharing += [DEFAULTS | common] if data.get("path") or not concepts else []
+    yield from _check("data.captions", common, sharing)
     for name, each in own.items():
         yield from _check(f"data.concepts.{name}.captions", each, [merged[name]])
     yield from _check_prompts(data, DEFAULTS | common, concepts, merged)
     variants = data.get("caption_variants")
     if variants not in (None, Unknown, Data.caption_variants) and not (
-        data.get("cache") and any(map(varies, everywhere))
+        data.get("cache") and any(map(varies, [*sharing, *merged.values()]))
     ):
         needed = "data.cache=true, and shuffle, tag_dropout, capitals or wildcards of data.captions"
         yield Problem("data.caption_variants", f"{variants} would have no effect: it needs {needed}")

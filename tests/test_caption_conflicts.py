@@ -13,6 +13,15 @@ def found(settings, *lines: str) -> dict[str, str]:
     return {each.key.removeprefix("data."): each.message for each in problems if each.key.startswith("data.")}
 
 
+CLASS_IMAGES = ["concepts.cat.path=.", "concepts.cat.type=regularisation", "concepts.cat.prompt=x"]
+
+
+def test_what_class_images_do_serves_no_common_setting(settings):
+    """Theirs are not those of data.captions."""
+    lines = [*CLASS_IMAGES, "concepts.cat.captions.shuffle=true", "captions.keep=1"]
+    assert list(found(settings, *lines)) == ["captions.keep"]
+
+
 @pytest.mark.parametrize(
     "lines",
     [
@@ -33,6 +42,7 @@ def found(settings, *lines: str) -> dict[str, str]:
         ["captions.keep=1", "concepts.cat.path=.", "concepts.cat.captions.shuffle=true"],
         ["captions.shuffle=true", "concepts.cat.path=.", "concepts.cat.captions.keep=1"],
         ["prompt=x"],
+        ["captions.sources=[file]", *CLASS_IMAGES],
         ["captions.sources=[file]", "concepts.cat.path=.", "concepts.cat.prompt=x", "concepts.cat.generate=3"],
     ],
 )

@@ -4,7 +4,9 @@ import pytest
 
 from otl.check import check
 
-CAT = "data.concepts.cat.path=."
+OF_CAT = "data.concepts.cat"
+CAT = f"{OF_CAT}.path=."
+CLASS = ["type=regularisation", "prompt=a cat"]
 
 
 def found(settings, *lines: str) -> dict[str, str]:
@@ -19,6 +21,8 @@ def found(settings, *lines: str) -> dict[str, str]:
         [CAT, "data.concepts.cat.repeats=2.5", "data.concepts.cat.seed=3"],
         [CAT, "data.concepts.cat.samples=100"],
         [CAT, "data.path=.", "data.concepts.cat.type=validation"],
+        ["data.path=.", CAT, f"{OF_CAT}.type=regularisation", f"{OF_CAT}.prompt=a cat", f"{OF_CAT}.generate=9"],
+        ["data.path=.", CAT, f"{OF_CAT}.type=regularisation", f"{OF_CAT}.enabled=false"],
         ["data.path=.", "data.resolution=512"],
         ["data.path=.", "data.resolution=[512,768,1024]", "data.each_resolution=false"],
         [CAT, "data.resolution=512", "data.concepts.cat.resolution=[512,768]", "data.each_resolution=false"],
@@ -40,6 +44,13 @@ def test_what_makes_sense_is_accepted(settings, lines):
         (["type=validation", "loss_weight=0.5"], "loss_weight", "0.5 would have no effect"),
         (["type=validation", "validation_share=0.5"], "validation_share", "0.5 would have no effect"),
         (["validation_share=1"], "validation_share", "below 1"),
+        (["type=validation", "generate=3"], "generate", "3 images of the model's own say nothing about validation"),
+        (["type=regularisation"], "prompt", "must be given: the class prompt"),
+        (["type=regularisation", "prompt=' '"], "prompt", "must be given: the class prompt"),
+        ([*CLASS, "validation_share=0.1"], "validation_share", "class images are never held out"),
+        ([*CLASS, "captions.trigger=sks"], "captions.trigger", "sks would be taught with class images"),
+        ([*CLASS, "captions.keep=1"], "captions.keep", "1 would have no effect"),
+        ([*CLASS, "captions.sources=[file]"], "prompt", "it needs prompt among"),
         (
             ["path=s3://a/b", "generate=3"],
             "generate",

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from otl.config import CaptionOptions, CaptionSource, Data, Missing, overridden
+from otl.config import CaptionOptions, CaptionSource, ConceptType, Data, Missing, overridden, shared_captions
 from otl.datamodules.tags import joiner
 from otl.types import Problem, Sample
 
@@ -40,9 +40,12 @@ class Unreadable(ValueError):
 def options(data: Data | DictConfig) -> dict[str, CaptionOptions]:
     """Concept -> its options; that of `data.path` is called "data"."""
     settings: Any = data if OmegaConf.is_config(data) else OmegaConf.structured(data)
-    common = OmegaConf.to_object(settings.captions)
-    own = {str(name): OmegaConf.to_object(concept.captions) for name, concept in settings.concepts.items()}
-    return {"data": common} | {name: overridden(common, each) for name, each in own.items()}  # type: ignore[dict-item]
+    common: Any = OmegaConf.to_object(settings.captions)
+    found = {"data": common}
+    for name, concept in settings.concepts.items():
+        shared = shared_captions(ConceptType(concept.type), common)
+        found[str(name)] = overridden(shared, OmegaConf.to_object(concept.captions))
+    return found
 
 
 def setting(concept: str) -> str:

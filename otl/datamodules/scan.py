@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 THREADS = 16  # headers wait for the disk or the network, not for the processor
 NOTHING = "no images are given; set data.path=FOLDER or data.concepts.NAME.path=FOLDER"
+NOTHING_NEW = (
+    "all images are of type regularisation, prior or validation, so that the model would learn nothing new: give what "
+    "it is to learn as a concept of type=train, or as data.path"
+)
 TOGETHER = 32  # headers that a thread reads in a row: handing out one at a time costs more than reading it
 
 
@@ -56,6 +60,11 @@ class Source:
     @property
     def validation(self) -> bool:
         return self.type == ConceptType.validation
+
+    @property
+    def teaches(self) -> bool:
+        """Whether there is something to learn from its images, beside what is only to be kept or measured."""
+        return self.type == ConceptType.train
 
     @property
     def folder(self) -> Path | None:
@@ -93,11 +102,12 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
     Raises:
         SettingsError: a folder below cannot be searched.
     """
+    wanted = sources(data)
     Image.preinit()  # before `init`: else every photograph is offered to rare formats first
     Image.init()  # not in several threads at once
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file is said with its name, or harmless
-        found = [_scan_source(source, data, inpaint) for source in sources(data)]
+        found = [_scan_source(source, data, inpaint) for source in wanted]
     samples = [read.sample for each in found for read in each.whole]
     all_headers = [read.header for each in found for read in each.whole]
     problems = [problem for each in found for problem in each.problems]
@@ -112,6 +122,8 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
         problems += mask_files.lacking(samples, mask_files.options(data), inpaint)
     if samples and all(sample.validation for sample in samples):
         problems.append(Problem("data.path", "every image is for validation, none to train on; add some"))
+    elif samples and not any(source.teaches for source in wanted):
+        problems.append(Problem("data.concepts", NOTHING_NEW))
     return samples, problems
 
 
@@ -126,7 +138,9 @@ def sources(data: Data | DictConfig) -> list[Source]:
         if concept.enabled:
             source = _of_concept(str(name), concept, options[str(name)], masks[str(name)])
             share = settings.validation_share if concept.validation_share is None else concept.validation_share
-            found.append(replace(source, validation_share=share))
+            # Class images are there to be trained on: what is measured is how well the others are learned.
+            kept = source.type == ConceptType.regularisation
+            found.append(replace(source, validation_share=0.0 if kept else share))
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 from peft.tuners.lora import LoraLayer
 
 from otl.augmentation import varying
-from otl.config import Data, Problem
+from otl.config import ConceptType, Data, Problem
 from otl.methods.injected import ADAPTER, adapted
 from otl.modules import stopping
 from otl.modules.base import DiffusionModule
@@ -19,11 +20,18 @@ from otl.types import Sample
 from otl.wording import counted
 
 SEEKING = ("Prodigy", "DAdapt")  # optimizers that find their step size themselves: lr is a factor of it
+MOST_CLASS_IMAGES = 0.6  # share of an epoch
 LARGEST_LR = 0.1  # above it, an optimizer that takes lr as it is diverges
 
 
 def advise(
-    settings: DictConfig, module: DiffusionModule, samples: list[Sample], *, batches: int, steps: int
+    settings: DictConfig,
+    module: DiffusionModule,
+    samples: list[Sample],
+    *,
+    batches: int,
+    steps: int,
+    concepts: Sequence[Mapping[str, Any]] = (),
 ) -> list[Problem]:
     """What is wrong or strange, before any weight is loaded.
 
@@ -32,12 +40,14 @@ def advise(
         samples: of the whole dataset.
         batches: of one rank in an epoch.
         steps: optimizer steps of the whole run.
+        concepts: as plan.json has them.
     """
     train = [sample for sample in samples if not sample.validation]
     return [
         *of_schedule(settings, steps),
         *of_optimizer(settings),
         *of_augmentation(settings),
+        *of_class_images(settings, concepts),
         *of_batches(settings, images=len(train), batches=batches),
         *of_average(settings, steps),
         *of_captions(settings, module),
@@ -83,6 +93,22 @@ def of_augmentation(settings: DictConfig) -> Iterator[Problem]:
             "another one each time"
         )
         yield Problem("data.image_variations", message, fatal=False)
+
+
+def of_class_images(settings: DictConfig, concepts: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Those that drown the images to be learned, and those that are trained on like these."""
+    kept = [row for row in concepts if row["type"] == ConceptType.regularisation.value]
+    share, seen = sum(row["share"] for row in kept), sum(row["seen"] for row in concepts if row not in kept)
+    if share > MOST_CLASS_IMAGES:
+        name = max(kept, key=lambda row: row["seen"])["name"]
+        message = f"{share:.0%} of what an epoch shows are class images, where half is usual: "
+        message += f"data.concepts.{name}.samples={max(1, round(seen))} shows as many as of the others, by turns"
+        yield Problem(f"data.concepts.{name}", message, fatal=False)
+    for name, concept in settings.data.concepts.items():
+        if concept.enabled and concept.generate and concept.type == ConceptType.train:
+            message = "class images of type=train are trained on like any others, with the trigger and prefix of "
+            message += f"data.captions, and may be held out; data.concepts.{name}.type=regularisation keeps them apart"
+            yield Problem(f"data.concepts.{name}.type", message, fatal=False)
 
 
 def of_batches(settings: DictConfig, *, images: int, batches: int) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from otl import rng
 from otl.callbacks.progress import track
 from otl.config import Data, SettingsError
+from otl.datamodules.captions import lines
 from otl.datamodules.scan import Source, count_pictures, sources
 from otl.formats.files import whole
 from otl.tasks.run import build_module
@@ -53,7 +54,7 @@ def draw_missing(settings: DictConfig, *, autocast: torch.dtype | None) -> None:
 
 def require_prompt(source: Source) -> None:
     name = source.key.rpartition(".")[0]
-    if not source.prompt:
+    if not lines(source.prompt or ""):
         raise SettingsError(
             f"{name}.generate={source.generate}: {source.folder} has {count(source)} images, and there is no prompt to "
             f"draw the rest from: set {name}.prompt=..., such as 'a photo of a dog'"
@@ -71,20 +72,21 @@ def missing(source: Source) -> int:
 
 
 def draw(module: Any, source: Source) -> None:
-    """The pictures of one concept, each from a seed of its own, with the settings of `sample`."""
+    """The pictures of one concept, each from a seed of its own, with the settings of `sample`; its prompts by turns."""
     options, folder = module.sample_options, source.folder
     assert folder is not None and source.prompt is not None
+    prompts = lines(source.prompt)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = missing(source)
     log.info(f"{source.key}: drawing {wanted} class images of {source.prompt!r} into {folder}")
-    names = [name for name in map(file_name, range(source.generate)) if not (folder / name).exists()][:wanted]
+    numbers = [number for number in range(source.generate) if not (folder / file_name(number)).exists()][:wanted]
     for start in track(
         range(0, wanted, options.batch_size), "batches of class images", -(-wanted // options.batch_size)
     ):
-        chosen = names[start : start + options.batch_size]
+        chosen = numbers[start : start + options.batch_size]
         drawn = module.draw(
-            [source.prompt] * len(chosen),
-            [rng.key(module.seed, source.concept, name) % 2**31 for name in chosen],
+            [prompts[number % len(prompts)] for number in chosen],
+            [rng.key(module.seed, source.concept, file_name(number)) % 2**31 for number in chosen],
             negative_prompt=options.negative_prompt,
             steps=options.steps,
             guidance=options.guidance,
@@ -92,8 +94,8 @@ def draw(module: Any, source: Source) -> None:
             timestep_spacing=options.timestep_spacing,
             batch_size=options.batch_size,
         )
-        for name, picture in zip(chosen, drawn):
-            write(picture, folder / name)
+        for number, picture in zip(chosen, drawn):
+            write(picture, folder / file_name(number))
 
 
 def file_name(number: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from otl.config import Data, PartialBatches
+from otl.config import ConceptType, Data, PartialBatches
 from otl.datamodules.bucketed import rounds
 from otl.datamodules.buckets import Ints
 from otl.datamodules.layout import Layout, Place
@@ -142,6 +142,7 @@ def concept_rows(stream: Rounds, placed: Layout, data: Data) -> list[Row]:
     return [
         {
             "name": name,
+            "type": data.concepts[name].type.value if name in data.concepts else ConceptType.train.value,
             "images": count,
             "seen": round(float(drawn[name]), 4),
             "share": round(float(drawn[name] / sum(drawn.values())), 4),

@@ -110,7 +110,8 @@ def make(
     )
     made["disk"] = disk.estimate(made, module, settings)
     batches = math.ceil(sum(bucket["batches"] for bucket in made["buckets"]) / made["ranks"])
-    advice = advise(settings, module, samples, batches=batches, steps=made["total_steps"])
+    steps, concepts = made["total_steps"], made["concepts"]
+    advice = advise(settings, module, samples, batches=batches, steps=steps, concepts=concepts)
     made["warnings"] += map(warning, advice)
     return made, problems + advice
 

@@ -68,11 +68,11 @@ def buckets(plan: dict[str, Any]) -> Table:
 
 
 def concepts(plan: dict[str, Any]) -> Table:
-    table = Table("concept", "images", "seen an epoch", "share", "loss weight", title="Concepts", title_justify="left")
+    columns = ["concept", "type", "images", "seen an epoch", "share", "loss weight"]
+    table = Table(*columns, title="Concepts", title_justify="left")
     for row in plan["concepts"]:
-        table.add_row(
-            row["name"], str(row["images"]), f"{row['seen']:g}", f"{row['share']:.1%}", f"{row['loss_weight']:g}"
-        )
+        seen = [f"{row['seen']:g}", f"{row['share']:.1%}", f"{row['loss_weight']:g}"]
+        table.add_row(row["name"], row["type"], str(row["images"]), *seen)
     return table
 
 

@@ -6,9 +6,20 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from otl.config import Broken, Concept, ConceptType, Data, Inpaint, MaskSource
+from otl.config import (
+    Broken,
+    CaptionOptions,
+    CaptionSource,
+    Concept,
+    ConceptType,
+    Data,
+    Inpaint,
+    MaskSource,
+    OwnCaptionOptions,
+)
 from otl.datamodules.scan import scan
 from otl.datamodules.sources.items import EXTENSIONS
+from otl.datamodules.texts import Texts
 from otl.types import Problem, Size
 from tests.datamodules.fakes import data, picture
 
@@ -175,6 +186,46 @@ def test_concepts_carry_their_own_settings(tmp_path):
     assert [sample.weight for sample in samples] == [1.0, 0.5, 1.0]
     assert [sample.validation for sample in samples] == [False, False, True]
     assert samples[1].captions == ["a cat"]
+
+
+def class_images(path: Path, **fields) -> Concept:
+    return Concept(path=str(path), type=ConceptType.regularisation, prompt="a dog\na hound", **fields)
+
+
+def test_class_images_are_called_by_their_prompt_alone(tmp_path):
+    """Neither by what lies beside them nor with what data.captions puts before the others."""
+    picture(tmp_path / "mine" / "a.png")
+    picture(tmp_path / "dogs" / "b.png", shade=9, caption="sks, from its file")
+    common = CaptionOptions(trigger="sks", prefix="photo,", sources=[CaptionSource.file])
+    options = Data(path=str(tmp_path / "mine"), captions=common, concepts={"dogs": class_images(tmp_path / "dogs")})
+    samples, problems = scan(options)
+    texts = Texts.of_dataset(options, seed=0, training=True, cached=False)
+    assert not problems and samples[1].captions == ["a dog", "a hound"]
+    assert {texts.of(samples[1], key) for key in range(20)} == {"a dog", "a hound"}
+    assert texts.of(samples[0], 0).startswith("photo, sks")
+
+
+def test_what_class_images_say_of_their_own_captions_counts(tmp_path):
+    picture(tmp_path / "mine" / "a.png")
+    picture(tmp_path / "dogs" / "b.png", shade=9, caption="a poodle")
+    own = OwnCaptionOptions(sources=[CaptionSource.file, CaptionSource.prompt])
+    dogs = class_images(tmp_path / "dogs", captions=own)
+    assert scan(data(tmp_path / "mine", concepts={"dogs": dogs}))[0][1].captions == ["a poodle"]
+
+
+def test_class_images_are_never_held_out(tmp_path):
+    for number in range(20):
+        picture(tmp_path / "mine" / f"{number}.png", shade=number)
+        picture(tmp_path / "dogs" / f"{number}.png", shade=number + 100)
+    dogs = class_images(tmp_path / "dogs")
+    samples, _ = scan(data(tmp_path / "mine", validation_share=0.5, concepts={"dogs": dogs}))
+    assert {sample.concept for sample in samples if sample.validation} == {"data"}
+
+
+def test_class_images_alone_teach_nothing(tmp_path):
+    picture(tmp_path / "b.png")
+    (problem,) = fatal(scan(Data(concepts={"dogs": class_images(tmp_path)}))[1])
+    assert problem.key == "data.concepts" and "learn nothing new" in problem.message
 
 
 def test_composed_settings_do_as_well(tmp_path):

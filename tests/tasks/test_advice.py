@@ -3,7 +3,7 @@
 import pytest
 
 from otl.tasks import plan
-from otl.tasks.advice import advise
+from otl.tasks.advice import advise, of_class_images
 from otl.tasks.run import build_skeleton
 from otl.types import Sample, Size
 
@@ -66,6 +66,29 @@ def test_what_makes_no_sense_is_said(line, options, key, said, fatal, advised):
 )
 def test_what_just_fits_is_not_said(line, options, advised):
     assert advised(*line, **options) == {}
+
+
+def shown(**seen: float) -> list[dict]:
+    """As plan.json has them; `dogs` are class images."""
+    total = sum(seen.values())
+    kinds = {name: "regularisation" if name == "dogs" else "train" for name in seen}
+    return [{"name": name, "type": kinds[name], "seen": n, "share": n / total} for name, n in seen.items()]
+
+
+def test_class_images_that_outnumber_the_others_are_said(settings, tmp_path):
+    cfg = settings(f"data.path={tmp_path}")
+    (said,) = of_class_images(cfg, shown(data=10, dogs=190))
+    assert not said.fatal and said.key == "data.concepts.dogs"
+    assert "95% of what an epoch shows" in said.message and "data.concepts.dogs.samples=10 " in said.message
+    assert list(of_class_images(cfg, shown(data=10, dogs=10))) == []
+
+
+def test_class_images_that_are_trained_on_like_others_are_said(settings, tmp_path):
+    line = [f"data.path={tmp_path}", f"data.concepts.dogs.path={tmp_path}", "data.concepts.dogs.prompt=a dog"]
+    (said,) = of_class_images(settings(*line, "data.concepts.dogs.generate=9"), [])
+    assert not said.fatal and "data.concepts.dogs.type=regularisation" in said.message
+    kept = settings(*line, "data.concepts.dogs.generate=9", "data.concepts.dogs.type=regularisation")
+    assert list(of_class_images(kept, [])) == []
 
 
 def test_a_plan_warns_and_a_run_is_refused(settings, sd15_folder, tmp_path):

@@ -15,6 +15,7 @@ def composed(settings, sd15_folder, tmp_path):
         return settings(
             f"model.checkpoint={sd15_folder}",
             f"data.concepts.dogs.path={tmp_path / 'dogs'}",
+            "data.concepts.dogs.type=regularisation",
             "data.concepts.dogs.prompt=a dog",
             f"data.concepts.dogs.generate={generate}",
             "data.resolution=64",
@@ -48,6 +49,18 @@ def test_a_picture_depends_on_seed_and_number_alone(composed, tmp_path):
     (tmp_path / "dogs" / "class-00001.png").unlink()
     draw_missing(composed(), autocast=None)
     assert contents(tmp_path / "dogs") == whole
+
+
+def test_several_prompts_take_turns(composed, tmp_path):
+    draw_missing(composed("data.concepts.dogs.prompt='a dog\na cat'", generate=4), autocast=None)
+    both = contents(tmp_path / "dogs")
+    for path in (tmp_path / "dogs").iterdir():
+        path.unlink()
+    draw_missing(composed("data.concepts.dogs.prompt=a cat", generate=4), autocast=None)
+    cats = contents(tmp_path / "dogs")
+    assert {name: both[name] == cats[name] for name in both} == {
+        f"class-{number:05d}.png": number % 2 == 1 for number in range(4)
+    }
 
 
 def test_photographs_count_and_nothing_is_loaded_where_there_are_enough(composed, tmp_path, monkeypatch):

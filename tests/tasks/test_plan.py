@@ -94,8 +94,8 @@ def test_concepts_say_how_many_images_an_epoch_shows(settings, sd15_folder, phot
     """Nine images once and nine images two and a half times."""
     got = made(settings, sd15_folder, photos, *concept(photos, "repeats=2.5", "loss_weight=0.5"))
     assert [tuple(row.values()) for row in got["concepts"]] == [
-        ("data", 9, 9, round(9 / 31.5, 4), 1.0),
-        ("more", 9, 22.5, round(22.5 / 31.5, 4), 0.5),
+        ("data", "train", 9, 9, round(9 / 31.5, 4), 1.0),
+        ("more", "train", 9, 22.5, round(22.5 / 31.5, 4), 0.5),
     ]
     assert sorted(Counter(row["repeats"] for row in got["images"] if not row["dropped"]).items()) == [(1, 9), (2.5, 9)]
 
