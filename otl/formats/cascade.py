@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from otl.config import SettingsError
+from otl.formats.stored import Stored, in_file, opened, renamed, together
 
 ATTENTION = {"to_q": "attn.to_q", "to_k": "attn.to_k", "to_v": "attn.to_v", "to_out.0": "attn.out_proj"}
 IN_ORIGINAL = {"to_q": "in_proj_0", "to_k": "in_proj_1", "to_v": "in_proj_2", "to_out.0": "out_proj"}  # OneTrainer's
@@ -82,27 +80,23 @@ def read_prior(path: Path) -> dict[str, Tensor]:
 
 def read_text(path: Path) -> dict[str, Tensor]:
     """The text encoder of a stage C file, under the names of transformers; empty where it has none."""
-    with opened(path) as file:
-        names = set(file.keys())
-        state = {
-            name.removeprefix(TEXT_PREFIX): file.get_tensor(name) for name in names if name.startswith(TEXT_PREFIX)
-        }
-        if PROJECTION in names:
-            state["text_projection.weight"] = file.get_tensor(PROJECTION).T.contiguous()
-    return state
+    return dict(stored_text(path))
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Raises SettingsError: not a whole safetensors file."""
-    try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise SettingsError(f"{path}: not a whole safetensors file ({error})") from error
+def stored_text(path: Path) -> Stored:
+    """The same, on the disk."""
+    file = in_file(path)
+    state = renamed(file, {name.removeprefix(TEXT_PREFIX): name for name in file if name.startswith(TEXT_PREFIX)})
+    if PROJECTION not in file:
+        return state
+    return together(state, Stored({"text_projection.weight": partial(projection, file)}))
 
 
-def joined(prior: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
+def projection(file: Mapping[str, Tensor]) -> Tensor:
+    return file[PROJECTION].T.contiguous()
+
+
+def joined(prior: dict[str, Tensor], text: Mapping[str, Tensor]) -> Stored:
     """One file with both, as ComfyUI reads it."""
     original = {f"{PRIOR_PREFIX}{name}": tensor for name, tensor in prior_to_original(prior).items()}
-    return original | {f"{TEXT_PREFIX}{name}": tensor for name, tensor in text.items()}
+    return together(original, renamed(text, {f"{TEXT_PREFIX}{name}": name for name in text}))

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from otl.config import SettingsError
+from otl.formats import stored
 from otl.formats.files import whole_folder
 from otl.formats.lora import portable_text_path
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def save_pipeline(pipeline: Any, path: Path, *, dtype: str) -> Path:
+def save_pipeline(
+    pipeline: Any, path: Path, *, dtype: str, weights: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> Path:
     """Write the folder aside, read every weight back, compare, and only then put it in place.
 
     Args:
         pipeline: a diffusers pipeline.
         path: the folder; what an earlier call wrote there is replaced.
         dtype: of the weights in the files: "fp32", "fp16" or "bf16".
+        weights: of the networks that have none in the pipeline, by their names there.
 
     Raises:
         SettingsError: `path` exists and is no pipeline folder.
@@ -32,10 +36,12 @@ def save_pipeline(pipeline: Any, path: Path, *, dtype: str) -> Path:
     """
     if path.exists() and not (path / "model_index.json").is_file():
         raise SettingsError(f"{path} exists and is not a model folder: it is left alone; choose another output.name")
+    weights = weights or {}
     with whole_folder(path) as aside:
         for name, component in pipeline.components.items():
             if isinstance(component, nn.Module):
-                save_part(component, aside / name, dtype=DTYPES[dtype])
+                own = weights[name] if name in weights else component.state_dict()
+                save_part(component, own, aside / name, dtype=DTYPES[dtype])
             elif name.startswith("tokenizer"):
                 save_tokenizer(component, aside / name)
             elif component is not None:
@@ -44,34 +50,17 @@ def save_pipeline(pipeline: Any, path: Path, *, dtype: str) -> Path:
     return path
 
 
-def save_part(part: Any, folder: Path, *, dtype: torch.dtype) -> None:
-    """config.json and the weights of one network, verified."""
+def save_part(part: Any, weights: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype) -> None:
+    """config.json and the weights of one network, as older versions name them, verified."""
     folder.mkdir(parents=True)
-    transformers = hasattr(part.config, "to_json_file")
-    tensors = portable_state(part, dtype=dtype, text=transformers)
-    file = folder / ("model.safetensors" if transformers else "diffusion_pytorch_model.safetensors")
-    if transformers:
+    if hasattr(part.config, "to_json_file"):  # transformers
         part.config.save_pretrained(folder)
+        file = folder / "model.safetensors"
+        weights = stored.renamed(weights, {portable_text_path(name): name for name in weights})
     else:
         part.save_config(folder)
-    save_file(tensors, file, metadata={"format": "pt"})
-    written = load_file(file)
-    if written.keys() != tensors.keys() or any(not same(written[name], tensors[name]) for name in tensors):
-        raise RuntimeError(f"{file}: what was read back is not what was written; is the disk full or failing?")
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Bit-equal; a NaN is never right in a file."""
-    return torch.equal(a, b)
-
-
-def portable_state(part: nn.Module, *, dtype: torch.dtype, text: bool) -> dict[str, Tensor]:
-    """The weights as older versions name them, cast, on the CPU."""
-    state = {}
-    for name, tensor in part.state_dict().items():
-        cast = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-        state[portable_text_path(name) if text else name] = cast.contiguous().clone()
-    return state
+        file = folder / "diffusion_pytorch_model.safetensors"
+    stored.write(file, weights, {"format": "pt"}, dtype=dtype)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

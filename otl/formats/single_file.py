@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from otl.formats.files import destination, whole, write
 from otl.formats.original import sgm_unet_names
+from otl.formats.stored import Stored, renamed
 
 VAE_OUTSIDE = {"quant_conv", "post_quant_conv"}
 VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
@@ -41,6 +40,7 @@ OPEN_CLIP_OUTSIDE = {
     "final_layer_norm.bias": "ln_final.bias",
 }
 State = dict[str, Tensor]
+Weights = Mapping[str, Tensor]
 
 
 def unet(config: dict[str, Any], state: State) -> State:
@@ -89,51 +89,88 @@ def vae_name(name: str, levels: int) -> str:
     raise ValueError(f"no place in the original VAE for {name}")
 
 
-def clip(prefix: str, state: State) -> State:
+def clip(prefix: str, state: Weights) -> Stored:
     """A CLIP text encoder's weights as transformers 4 named them, below `prefix`."""
-    return {f"{prefix}.text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
+    return renamed(state, {f"{prefix}.text_model.{name.removeprefix('text_model.')}": name for name in state})
 
 
-def open_clip(prefix: str, state: State) -> State:
+def clip_of(prefix: str, file: Weights) -> Stored:
+    """The inverse, of a file with more."""
+    return below(prefix, file)
+
+
+def below(prefix: str, file: Weights) -> Stored:
+    """What begins with `prefix` and a dot, without them."""
+    return renamed(file, {key.removeprefix(f"{prefix}."): key for key in file if key.startswith(f"{prefix}.")})
+
+
+def open_clip(prefix: str, state: Weights) -> Stored:
     """A CLIP text encoder's weights as OpenCLIP names them, below `prefix`: q, k and v of a layer are one matrix, and
     the projection is transposed."""
-    own = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-    return {f"{prefix}.{name}": tensor for name, tensor in open_clip_pairs(own)}
+    own = renamed(state, {name.removeprefix("text_model."): name for name in state})
+    return Stored({f"{prefix}.{name}": read for name, read in open_clip_reads(own)})
 
 
-def open_clip_pairs(state: State) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in state.items():
+def open_clip_reads(state: Weights) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    for name in state:
         if name == "text_projection.weight":
-            yield "text_projection", tensor.T
+            yield "text_projection", partial(transposed, state, name)
         elif not (layer := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)):
-            yield OPEN_CLIP_OUTSIDE[name], tensor
+            yield OPEN_CLIP_OUTSIDE[name], partial(state.__getitem__, name)
         elif layer[2] == "self_attn.q_proj":
-            joined = torch.cat([state[name.replace("q_proj", f"{one}_proj")] for one in "qkv"])
-            yield f"transformer.resblocks.{layer[1]}.attn.in_proj_{layer[3]}", joined
+            names = [name.replace("q_proj", f"{one}_proj") for one in "qkv"]
+            yield f"transformer.resblocks.{layer[1]}.attn.in_proj_{layer[3]}", partial(joined, state, names)
         elif layer[2] not in {"self_attn.k_proj", "self_attn.v_proj"}:
-            yield f"transformer.resblocks.{layer[1]}.{OPEN_CLIP_LAYER[layer[2]]}.{layer[3]}", tensor
+            spelled = f"transformer.resblocks.{layer[1]}.{OPEN_CLIP_LAYER[layer[2]]}.{layer[3]}"
+            yield spelled, partial(state.__getitem__, name)
+
+
+def open_clip_of(prefix: str, file: Weights) -> Stored:
+    """The inverse, of a file with more."""
+    return Stored(dict(clip_reads(below(prefix, file))))
+
+
+def clip_reads(state: Weights) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    layers = {theirs: ours for ours, theirs in OPEN_CLIP_LAYER.items()}
+    outside = {theirs: ours for ours, theirs in OPEN_CLIP_OUTSIDE.items()}
+    for name in state:
+        layer = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)
+        if name == "text_projection":
+            yield "text_projection.weight", partial(transposed, state, name)
+        elif layer and layer[2] == "attn.in_proj":
+            for place, one in enumerate("qkv"):
+                spelled = f"encoder.layers.{layer[1]}.self_attn.{one}_proj.{layer[3]}"
+                yield spelled, partial(third, state, name, place)
+        elif layer and layer[2] in layers:
+            yield f"encoder.layers.{layer[1]}.{layers[layer[2]]}.{layer[3]}", partial(state.__getitem__, name)
+        elif name in outside:
+            yield outside[name], partial(state.__getitem__, name)
+
+
+def transposed(state: Weights, name: str) -> Tensor:
+    return state[name].T
+
+
+def joined(state: Weights, names: list[str]) -> Tensor:
+    return torch.cat([state[name] for name in names])
+
+
+def third(state: Weights, name: str, place: int) -> Tensor:
+    return state[name].chunk(3)[place]
+
+
+class TextLayout(NamedTuple):
+    """How files spell a text encoder, and back."""
+
+    spelled: Callable[[str, Weights], Stored]
+    read: Callable[[str, Weights], Stored]
+
+
+CLIP = TextLayout(clip, clip_of)
+OPEN_CLIP = TextLayout(open_clip, open_clip_of)
 
 
 def marks(*, prediction: str, zero_terminal_snr: bool) -> State:
     """Empty tensors by which ComfyUI knows an SDXL that does not predict epsilon."""
     found = {"v_pred": torch.zeros(0)} if prediction == "v_prediction" else {}
     return found | ({"ztsnr": torch.zeros(0)} if found and zero_terminal_snr else {})
-
-
-def save(tensors: State, path: Path, metadata: dict[str, str], *, dtype: torch.dtype) -> Path:
-    """Write the file, read every tensor back and compare, and only then put it in place.
-
-    Raises:
-        SettingsError: a weight is NaN or infinite in that dtype.
-        RuntimeError: what is read back is not what was written.
-    """
-    cast = {name: tensor.detach().to("cpu", dtype) for name, tensor in tensors.items()}
-    with whole(path) as aside:
-        write(aside, cast, metadata)
-        with safe_open(aside, "pt") as file:
-            names = set(file.keys())
-            if names != cast.keys() or any(not torch.equal(file.get_tensor(name), cast[name]) for name in names):
-                raise RuntimeError(
-                    f"{destination(path)}: what was read back is not what was written; is the disk full or failing?"
-                )
-    return path

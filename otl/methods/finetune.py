@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from otl.config import CheckpointFormat, SettingsError
-from otl.formats import single_file
+from otl.formats import stored
 from otl.formats.files import whole
 from otl.formats.folder import DTYPES
 from otl.formats.modelspec import checkpoint_metadata, with_hash
@@ -104,15 +104,17 @@ class Finetune:
 
     def export(self, module: DiffusionModule, path: Path) -> Path:
         """Write the whole model as the folder `path` or the file `<path>.safetensors`, read it back and compare; the
-        embeddings beside it, for no stock text encoder holds them."""
+        embeddings beside it, for no stock text encoder holds them. Text encoders that were let go are copied from the
+        checkpoint, one tensor after the other: T5-XXL has no room beside the network."""
         from otl.formats.folder import save_pipeline
 
         self.embeddings.export(module, path)
-        with module.recovered(), self.embeddings.put_away(module):  # a pipeline is whole
+        with module.readable(), self.embeddings.put_away(module):  # a pipeline is whole
             if module.output_options.checkpoint_format == CheckpointFormat.single_file:
                 return save_file(module, path.with_name(path.name + ".safetensors"))
+            weights = {name: module.weights(name) for name in module.released}
             with module.sampling_scheduler():  # v-prediction and zero-terminal-SNR belong to the weights
-                return save_pipeline(module.pipeline, path, dtype=module.output_options.dtype)
+                return save_pipeline(module.pipeline, path, dtype=module.output_options.dtype, weights=weights)
 
 
 def own_parameters(layer: nn.Module) -> list[nn.Parameter]:
@@ -131,6 +133,6 @@ def save_file(module: DiffusionModule, path: Path) -> Path:
         prediction=module.noise_schedule.prediction,
     )
     with whole(path) as aside:
-        single_file.save(module.single_file(), aside, header, dtype=DTYPES[options.dtype])
+        stored.write(aside, module.single_file(), header, dtype=DTYPES[options.dtype])
         with_hash(aside)
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,7 @@ from otl.config import (
     SettingsError,
     TimestepSpacing,
 )
+from otl.formats.single_file import TextLayout
 from otl.modules import drawing, inpainting
 from otl.modules.networks import Networks
 from otl.modules.training import Training
@@ -62,6 +63,7 @@ class DiffusionModule(Networks, Training):
     file_keys: ClassVar[tuple[str, ...]] = ()  # keys by which a single-file checkpoint is known
     foreign_keys: ClassVar[tuple[str, ...]] = ()  # keys by which one of a related family is known
     writes_file: ClassVar[bool] = False  # whether `single_file` gives the whole model
+    file_texts: ClassVar[dict[str, tuple[TextLayout, str]]] = {}  # text encoder -> its spelling and prefix in files
     file_implementation: ClassVar[str] = "https://github.com/Stability-AI/generative-models"  # modelspec, of that file
     lora_targets: ClassVar[dict[str, dict[str, list[str]]]]  # part -> preset -> patterns
     kohya_prefixes: ClassVar[dict[str, str]]  # part -> prefix of its keys in a LoRA file
@@ -236,7 +238,7 @@ class DiffusionModule(Networks, Training):
         """part -> class of the network, to build it without weights."""
         raise NotImplementedError
 
-    def single_file(self) -> dict[str, Tensor]:
+    def single_file(self) -> Mapping[str, Tensor]:
         """The whole model under the names of the original code's files; a family that has such says `writes_file`."""
         raise NotImplementedError
 

@@ -18,6 +18,7 @@ from otl import loss
 from otl.config import LossWeight, SettingsError, assets_dir
 from otl.cosine import Cosine
 from otl.formats import cascade
+from otl.formats.stored import Stored
 from otl.modules import fetching, loading
 from otl.modules.base import DiffusionModule
 from otl.modules.efficientnet import EfficientNetEncoder
@@ -104,6 +105,11 @@ class CascadedModule(DiffusionModule):
         source, setting = self.source(name)
         part_class, dtype = self.part_classes()[name], self.dtype_of(name)
         return fetching.fetch(part_class, source, self.subfolders(name), setting=setting, dtype=dtype)
+
+    def stored_part(self, name: str) -> Stored | None:
+        source, setting = self.source(name)
+        subfolder, _ = fetching.place(source, self.subfolders(name), setting=setting)
+        return loading.stored(self.part(name), source, subfolder)
 
     def dtype_of(self, name: str) -> torch.dtype:
         dtypes = self.part_dtypes()

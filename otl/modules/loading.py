@@ -18,6 +18,7 @@ from torch import nn
 from otl.config import SettingsError, assets_dir
 from otl.datamodules.files import content_hash
 from otl.formats.original import config_folder
+from otl.formats.stored import Stored, in_folder, of_network
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -141,6 +142,28 @@ def load_part(family: DiffusionModule, name: str, *, dtype: torch.dtype) -> nn.M
             f"model.checkpoint={family.checkpoint}: {name} was loaded from there at the start and cannot be loaded "
             f"again ({cause}): put it back"
         ) from error
+
+
+def stored(network: nn.Module, source: str, subfolder: str) -> Stored | None:
+    """The weights of a network that lie on this disk, by its own names.
+
+    Args:
+        network: of which names and shapes are read.
+        source: hub name or folder.
+        subfolder: of the source.
+
+    Returns:
+        None where they lie elsewhere or in another form, so that only `load_part` can read them.
+    """
+    folder = Path(source).expanduser() / subfolder
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        kept = None if looks_like_path(source) else try_to_load_from_cache(source, f"{subfolder}/config.json")
+        if not isinstance(kept, str):
+            return None
+        folder = Path(kept).parent
+    return of_network(network, in_folder(folder))
 
 
 def check_index(family: DiffusionModule, folder: Path) -> None:

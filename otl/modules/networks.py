@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from otl import loss, noise
 from otl.config import SettingsError
+from otl.formats.stored import Stored, in_file, of_network
 from otl.modules import ahead, drawing, inpainting, loading
 from otl.timesteps import Timesteps
 
@@ -62,6 +64,31 @@ class Networks(LightningModule):
     def load_part(self, name: str) -> nn.Module:
         """One part anew, with its weights on the CPU."""
         return loading.load_part(self, name, dtype=self.part_dtypes().get(name, self.part_dtypes()["default"]))
+
+    def stored_part(self, name: str) -> Stored | None:
+        """The weights of one part where the checkpoint has them, each read when asked for; None: only `load_part` can
+        read them."""
+        file = Path(self.checkpoint).expanduser()
+        if not file.is_file():
+            return loading.stored(self.part(name), self.checkpoint, name)
+        if name not in self.file_texts:
+            return None
+        layout, prefix = self.file_texts[name]
+        return of_network(self.part(name), layout.read(prefix, in_file(file)))
+
+    def weights(self, name: str) -> Mapping[str, Tensor]:
+        """The weights of one part; of one that was let go, from the checkpoint, each when asked for."""
+        if name not in self.released:
+            return self.part(name).state_dict()
+        found = self.stored_part(name)
+        assert found is not None, "`readable` is around"
+        return found
+
+    @contextlib.contextmanager
+    def readable(self) -> Iterator[None]:
+        """`weights` has those of every part: what was let go and lies nowhere to be read from is loaded meanwhile."""
+        with self.recovered([name for name in self.released if self.stored_part(name) is None]):
+            yield
 
     def prepare(self) -> None:
         for name in self.part_names:

@@ -18,7 +18,8 @@ from transformers import CLIPTextModelWithProjection, PreTrainedModel
 
 from otl.config import SettingsError, assets_dir
 from otl.cosine import CLAMP, Cosine
-from otl.formats.cascade import joined, lora_name, read_prior, read_text
+from otl.formats.cascade import joined, lora_name, read_prior, read_text, stored_text
+from otl.formats.stored import Stored, of_network
 from otl.modules import drawing, loading
 from otl.modules.cascaded import CascadedModule
 from otl.modules.stable_diffusion import CLIP_TARGETS
@@ -146,9 +147,13 @@ class StableCascade(CascadedModule):
         alone = self.file is not None and name == "scheduler"
         return DDPMWuerstchenScheduler() if alone else super().load_other(part_class, name)
 
-    def single_file(self) -> dict[str, Tensor]:
+    def stored_part(self, name: str) -> Stored | None:
+        own = Stored({}) if self.file is None else stored_text(self.file)
+        return of_network(self.part(name), own) if own else super().stored_part(name)
+
+    def single_file(self) -> Stored:
         """Prior and text encoder, as ComfyUI loads them for stage C."""
-        return joined(self.part("prior").state_dict(), self.part("text_encoder").state_dict())
+        return joined(self.part("prior").state_dict(), self.weights("text_encoder"))
 
     def denoiser_names(self, paths: list[str]) -> dict[str, str]:
         """The names that ComfyUI looks for."""

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel
 
 from otl.formats import single_file
 from otl.formats.original import sgm_unet_names
-from otl.formats.single_file import clip
+from otl.formats.stored import Stored, together
 from otl.modules.base import DiffusionModule
 from otl.modules.clip import ClipModule
 from otl.types import Batch, Cond
@@ -49,6 +49,7 @@ class StableDiffusion(ClipModule):
     file_keys = ("model.diffusion_model.output_blocks.11.0.skip_connection.weight",)
     foreign_keys = ("cond_stage_model.model.transformer.resblocks.22.ln_1.weight",)
     writes_file = True
+    file_texts = {"text_encoder": (single_file.CLIP, "cond_stage_model.transformer")}
     lora_targets = {"unet": UNET_TARGETS, "text_encoder": TEXT_TARGETS}
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
     architecture = "stable-diffusion-v1"
@@ -84,15 +85,18 @@ class StableDiffusion(ClipModule):
         dtype = next(unet.parameters()).dtype  # unet.dtype goes through all of them: milliseconds
         return unet(noisy.to(dtype), t, encoder_hidden_states=cond["hidden"].to(dtype)).sample
 
-    def single_file(self) -> dict[str, Tensor]:
-        text = clip("cond_stage_model.transformer", self.part("text_encoder").state_dict())
-        return original_images(self) | text
+    def single_file(self) -> Stored:
+        return original(self)
 
 
-def original_images(module: DiffusionModule) -> dict[str, Tensor]:
-    """UNet and VAE under the names of the original code."""
+def original(module: DiffusionModule) -> Stored:
+    """All networks under the names of the original code."""
     unet, vae = module.part("unet"), module.part("vae")
-    return single_file.unet(dict(unet.config), unet.state_dict()) | single_file.vae(dict(vae.config), vae.state_dict())
+    return together(
+        single_file.unet(dict(unet.config), unet.state_dict()),
+        single_file.vae(dict(vae.config), vae.state_dict()),
+        *(layout.spelled(prefix, module.weights(name)) for name, (layout, prefix) in module.file_texts.items()),
+    )
 
 
 def encode_vae(vae: AutoencoderKL, pixels: Tensor) -> Tensor:

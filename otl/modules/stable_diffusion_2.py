@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from otl.formats.single_file import open_clip
-from otl.modules.stable_diffusion import StableDiffusion, original_images
+from otl.formats import single_file
+from otl.modules.stable_diffusion import StableDiffusion
 
 
 class StableDiffusion2(StableDiffusion):
@@ -21,10 +19,8 @@ class StableDiffusion2(StableDiffusion):
     config_name = "sd21"
     file_keys = (*StableDiffusion.file_keys, "cond_stage_model.model.transformer.resblocks.22.ln_1.weight")
     foreign_keys = ()
+    file_texts = {"text_encoder": (single_file.OPEN_CLIP, "cond_stage_model.model")}
     inpaint_architecture = "stable-diffusion-v2-inpainting"
-
-    def single_file(self) -> dict[str, Tensor]:
-        return original_images(self) | open_clip("cond_stage_model.model", self.part("text_encoder").state_dict())
 
     @property
     def architecture(self) -> str:  # type: ignore[override]

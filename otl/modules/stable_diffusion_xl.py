@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from otl import noise
+from otl.formats import single_file
 from otl.formats.original import sgm_unet_names
-from otl.formats.single_file import clip, marks, open_clip
+from otl.formats.stored import Stored, together
 from otl.modules.clip import ClipModule
-from otl.modules.stable_diffusion import TEXT_TARGETS, UNET_TARGETS, decode_vae, encode_vae, original_images
+from otl.modules.stable_diffusion import TEXT_TARGETS, UNET_TARGETS, decode_vae, encode_vae, original
 from otl.types import Batch, Cond
 
 
@@ -38,6 +39,10 @@ class StableDiffusionXL(ClipModule):
     config_name = "sdxl"
     file_keys = ("conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",)
     writes_file = True
+    file_texts = {
+        "text_encoder": (single_file.CLIP, "conditioner.embedders.0.transformer"),
+        "text_encoder_2": (single_file.OPEN_CLIP, "conditioner.embedders.1.model"),
+    }
     lora_targets = {"unet": UNET_TARGETS, "text_encoder": TEXT_TARGETS, "text_encoder_2": TEXT_TARGETS}
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     embedding_keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -58,12 +63,10 @@ class StableDiffusionXL(ClipModule):
         """The names of the original code (sgm), which kohya's files carry for SDXL."""
         return sgm_unet_names(dict(self.pipeline.unet.config), paths)
 
-    def single_file(self) -> dict[str, Tensor]:
-        first = clip("conditioner.embedders.0.transformer", self.part("text_encoder").state_dict())
-        second = open_clip("conditioner.embedders.1.model", self.part("text_encoder_2").state_dict())
+    def single_file(self) -> Stored:
         schedule = self.noise_schedule
-        kind = marks(prediction=schedule.prediction, zero_terminal_snr=noise.ends_in_noise(schedule))
-        return original_images(self) | first | second | kind
+        ends = noise.ends_in_noise(schedule)
+        return together(original(self), single_file.marks(prediction=schedule.prediction, zero_terminal_snr=ends))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         return encode_vae(self.pipeline.vae, pixels)

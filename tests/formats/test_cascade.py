@@ -59,14 +59,14 @@ def test_a_file_of_the_prior_alone(prior, write, tmp_path):
 def test_a_file_with_the_text_encoder(prior, tmp_path):
     text = {"text_model.final_layer_norm.weight": torch.randn(4), "text_projection.weight": torch.randn(2, 4)}
     file = tmp_path / "all.safetensors"
-    save_file(cascade.joined(prior, text), file)
+    save_file(dict(cascade.joined(prior, text)), file)
     assert same(cascade.read_prior(file), prior)
     assert same(cascade.read_text(file), text)
 
 
 def test_a_transposed_projection_is_turned_back(prior, tmp_path):
     projection = torch.randn(2, 4)
-    tensors = cascade.joined(prior, {}) | {"text_encoder.clip_g.text_projection": projection.T.contiguous()}
+    tensors = dict(cascade.joined(prior, {})) | {"text_encoder.clip_g.text_projection": projection.T.contiguous()}
     save_file(tensors, tmp_path / "all.safetensors")
     torch.testing.assert_close(cascade.read_text(tmp_path / "all.safetensors")["text_projection.weight"], projection)
 
