@@ -329,9 +329,9 @@ class Data:
     mask_alpha: bool = False  # the mask of an image without a mask file is its alpha channel: opaque is white
     background: str = "white"  # the colour under transparent pixels, a name or #rrggbb
     missing_captions: Missing = Missing.error  # error, warn, skip or allow
-    broken_images: Broken = Broken.error  # error or skip, which decodes every image on a disk as verify_images does
+    broken_images: Broken = Broken.error  # error, or skip: left out and reported
     max_megapixels: float = 200.0  # millions of pixels; larger images count as broken: they may fill the memory
-    verify_images: bool = False  # decode every image before the run, not its header alone: minutes for 10,000
+    verify_images: Optional[bool] = None  # decode every image once, not its header alone; null: where they are skipped
     caption_variants: int = 16  # texts of each caption in the cache, where captions vary
     caption_dropout: float = 0.0  # share of captions replaced by the empty one, 0..1
     validation_share: float = 0.0  # share of images held out, 0..1, chosen by content

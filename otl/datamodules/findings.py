@@ -7,9 +7,10 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from omegaconf import DictConfig
 from PIL import Image
 
-from otl.config import Broken
+from otl.config import Broken, Data
 from otl.datamodules.files import content_hash
 from otl.datamodules.headers import Header
 from otl.types import Problem, Sample
@@ -36,6 +37,14 @@ def broken(found: Sequence[Broke], policy: Broken) -> list[Problem]:
     message = f"{counted(len(found), 'file')} cannot be trained on; {what}"
     details = [f"{path}: {reason}" for path, reason in rows]
     return [Problem("data.broken_images", message, fatal, details, rows)]
+
+
+def undecoded(data: Data | DictConfig) -> list[Problem]:
+    """That damaged images are to be left out, and will not be found."""
+    if data.broken_images != Broken.skip or data.verify_images is not False:
+        return []
+    message = "false, so that headers alone are looked at: an image that is damaged inside ends the run when it is "
+    return [Problem("data.verify_images", f"{message}decoded, though data.broken_images=skip", fatal=False)]
 
 
 def misnamed(samples: Sequence[Sample], headers: Sequence[Header]) -> list[Problem]:

@@ -52,7 +52,9 @@ def read(file: File, limits: Limits) -> Header:
     try:
         if isinstance(file, Path) and not S_ISREG(file.stat().st_mode):  # a pipe would be waited for
             return Header(Size(0, 0), 0, "", 0, "it is no regular file")
-        with file.open("rb") as opened_file:
+        # What is elsewhere is fetched in one request where all of it is needed.
+        whole = limits.decodes and not isinstance(file, Path)
+        with io.BytesIO(file.read_bytes()) if whole else file.open("rb") as opened_file:
             return examined(opened_file, limits)
     except OSError as error:  # it cannot even be opened
         return Header(Size(0, 0), 0, "", 0, error.strerror or str(error))

@@ -184,7 +184,7 @@ def _named(path: File) -> Iterator[None]:
     except UNREADABLE as error:
         raise SettingsError(
             f"{path}: cannot be decoded ({reason(error)}); replace the file or move it out of the folder; "
-            "data.verify_images=true finds all such before a run, and with data.broken_images=skip leaves them out"
+            "data.verify_images=true finds all such before a run, data.broken_images=skip leaves them out"
         ) from error
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from otl import rng
 from otl.config import Broken, CaptionOptions, ConceptType, Data, Inpaint, SettingsError
 from otl.datamodules import captions, findings, headers, mask_files, texts
-from otl.datamodules.files import Remote, content_hash
+from otl.datamodules.files import Remote, content_hash, place
 from otl.datamodules.findings import Broke
 from otl.datamodules.headers import Header, Limits
 from otl.datamodules.index import Index
@@ -26,6 +26,7 @@ from otl.datamodules.sources.find import find
 from otl.datamodules.sources.folder import on_disk
 from otl.datamodules.sources.items import Item, pictures
 from otl.datamodules.sources.places import Wanted
+from otl.trust import public
 from otl.types import File, Problem, Sample, Size
 from otl.urls import is_url
 
@@ -114,6 +115,7 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
     if not found:
         problems.append(Problem("data.path", NOTHING))
     problems += findings.broken([broke for each in found for broke in each.broken], data.broken_images)
+    problems += findings.undecoded(data)
     problems += findings.misnamed(samples, all_headers) + findings.duplicates(samples, all_headers)
     samples, uncaptioned = captions.uncaptioned(samples, data.missing_captions, captions.options(data))
     problems += uncaptioned + texts.malformed(samples, texts.writers(data))
@@ -170,12 +172,12 @@ def _scan_source(source: Source, data: Data | DictConfig, inpaint: Inpaint | Non
         return Scanned(problems=findings.undrawn(source.key, source.generate))
     if not source.path:
         return Scanned(problems=[Problem(source.key, f"no images are given; set {source.key}=FOLDER")])
-    # Elsewhere than on a disk it would mean to fetch everything, before the first step.
-    decodes = data.verify_images or (data.broken_images == Broken.skip and not is_url(source.path))
-    limits = Limits(data.max_megapixels, decodes)
+    skips = data.broken_images == Broken.skip
+    limits = Limits(data.max_megapixels, decodes=skips if data.verify_images is None else data.verify_images)
     index = Index(Path(data.cache_dir).expanduser(), source.path, astuple(limits))
-    if is_url(source.path) and not index.path.exists():
-        log.info(f"{source.key}: looking through {source.path}; later starts take what was found from {index.path}")
+    if (is_url(source.path) or limits.decodes) and not index.path.exists():
+        what = "decoding all images of" if limits.decodes else "looking through"
+        log.info(f"{source.key}: {what} {public(source.path)}, once; what is found is kept in {index.path}")
     without = [] if inpaint is None or source.masks.folder is None else [source.masks.folder]
     wanted = Wanted(source.path, source.key, source.recursive, source.columns, without, bool(source.generate))
     try:
@@ -236,15 +238,19 @@ def _header(item: Item, index: Index, limits: Limits) -> Header:
 
 
 def _read_header(file: File, index: Index, limits: Limits) -> Header:
-    """From what is known of a file elsewhere, or from the file."""
-    if isinstance(file, Path):
+    """From what is known of a file, where that is quicker than to read it: elsewhere, or where it is decoded."""
+    if isinstance(file, Path) and not limits.decodes:
         return headers.read(file, limits)
-    known = index.get(str(file), file.identity())
+    try:
+        name, stamp = (str(file.absolute()), place(file)) if isinstance(file, Path) else (str(file), file.identity())
+    except OSError:  # it is not there, which its header says
+        return headers.read(file, limits)
+    known = index.get(name, stamp)
     if known is not None:
         return headers.from_json(known)
     header = headers.read(file, limits)
     if not header.flaw:  # what is mended there shows at once
-        index.put(str(file), file.identity(), headers.as_json(header))
+        index.put(name, stamp, headers.as_json(header))
     return header
 
 

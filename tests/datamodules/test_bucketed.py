@@ -93,12 +93,16 @@ def test_a_concept_holds_out_its_own_share(tmp_path):
     assert 5 < len(made.validation_samples) < 25
 
 
-def damaged_inside(path: Path) -> Path:
-    """Noise, whose header and end are whole."""
+def noisy(path: Path) -> Path:
     noise = torch.randint(256, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture(path)
     Image.fromarray(noise.numpy()).save(path)
-    content = path.read_bytes()
+    return path
+
+
+def damaged_inside(path: Path) -> Path:
+    """Noise, whose header and end are whole."""
+    content = noisy(path).read_bytes()
     path.write_bytes(content[:6000] + bytes(40) + content[6040:])
     return path
 
@@ -118,6 +122,27 @@ def test_an_image_that_is_damaged_inside_is_named_and_left_out_where_broken_ones
         made.fill_cache(CountingEncoder(), images=True, prompts=True)
     assert sum(len(batch.index) for batch in made.train_dataloader()) == len(made.samples) == 3
     assert "inside.png" in str(made.problems)
+
+
+def test_images_that_were_decoded_are_decoded_again_when_they_have_changed(tmp_path):
+    """Nothing but its time tells that this one has: until then nobody looks."""
+    path = noisy(folder(tmp_path / "photos", 2) / "0.png")
+    skipped = data(tmp_path / "photos", broken_images=Broken.skip)
+    assert len(module(skipped).samples) == 2
+    before = path.stat()
+    damaged_inside(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert len(module(skipped).samples) == 2
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    made = module(skipped)
+    assert [sample.name for sample in made.samples] == ["1.png"] and "0.png" in str(made.problems)
+
+
+def test_damage_that_will_not_be_found_is_said(tmp_path):
+    folder(tmp_path / "photos", 1)
+    made = module(data(tmp_path / "photos", broken_images=Broken.skip, verify_images=False))
+    assert [problem.key for problem in made.problems] == ["data.verify_images"]
 
 
 # The cache

@@ -1,6 +1,16 @@
-import pytest
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
 
-from tests.datamodules.sources.conftest import contents, folder, memory, tar
+import numpy as np
+import pytest
+from PIL import Image
+
+from otl.config import Broken, Data
+from otl.datamodules import files
+from otl.datamodules.scan import scan
+from tests.datamodules.sources.conftest import NAMES, contents, folder, memory, tar
 from tests.datamodules.sources.test_manifest import written
 from tests.datamodules.sources.test_table import parquet
 
@@ -55,3 +65,41 @@ def test_a_single_image_is_no_source(tmp_path, searched):
 def test_a_concept_that_is_not_enabled_is_as_if_it_were_not_there(tmp_path, searched):
     assert searched(tmp_path / "nowhere", enabled=False)[0] == []
     assert len(searched(memory("enabled", contents()), enabled=True)[0]) == 3
+
+
+def damaged() -> bytes:
+    """Noise, whose header and end are whole."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
+    content = file.getvalue()
+    return content[:6000] + bytes(40) + content[6040:]
+
+
+def everywhere(kind: str, path: Path) -> str:
+    """The URL of three pictures, the second of which is damaged inside."""
+    pictures = contents() | {"b.png": damaged()}
+    if kind == "tar":
+        return memory("decoded", {"a.tar": tar(path / "a.tar", pictures).read_bytes()}) + "/a.tar"
+    if kind == "parquet":
+        rows = [{"image": {"bytes": pictures[name], "path": name}, "text": name} for name in NAMES]
+        return memory("decoded", {"t.parquet": parquet(path / "t.parquet", rows).read_bytes()}) + "/t.parquet"
+    url = memory(f"decoded-{kind}", pictures)
+    if kind == "folder":
+        return url
+    lines = "".join(json.dumps({"url": f"{url}/{name}", "text": name}) + "\n" for name in NAMES)
+    return memory("decoded", {"m.jsonl": lines.encode()}) + "/m.jsonl"
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "list"])
+def test_what_is_damaged_inside_is_left_out_wherever_it_lies_and_the_rest_is_fetched_once(kind, tmp_path, monkeypatch):
+    path = everywhere(kind, tmp_path)
+    options = Data(path=path, broken_images=Broken.skip, cache_dir=str(tmp_path / "cache"))
+    samples, problems = scan(options)
+    assert len(samples) == 2 and [problem.key for problem in problems] == ["data.broken_images"]
+    assert "b.png" in problems[0].details[0] and not problems[0].fatal
+    asked = []
+    fetched = files.fetched
+    monkeypatch.setattr(files, "fetched", lambda url, *rest: asked.append(url) or fetched(url, *rest))
+    assert scan(options)[0] == samples
+    assert {url.rpartition("/")[2] for url in asked} <= {"b.png", "m.jsonl", "t.parquet"}  # what was found broken
+    assert len(scan(replace(options, broken_images=Broken.error))[0]) == 3  # by their headers
