@@ -33,12 +33,12 @@ CLIP, FEW = 48894, 500  # merges of CLIP's vocabulary; so many of them load five
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
-def vae() -> AutoencoderKL:
-    """Factor 2, 4 channels."""
+def vae(levels: int = 2) -> AutoencoderKL:
+    """4 channels; each level but one halves the sides."""
     return AutoencoderKL(
-        block_out_channels=(32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=4,
         layers_per_block=1,
         sample_size=32,
@@ -130,7 +130,7 @@ def sdxl(folder: Path, *, seed: int = 0, in_channels: int = 4, words: int = FEW)
         sample_size=16,
     )
     pipeline = StableDiffusionXLPipeline(
-        vae=vae(),
+        vae=vae(levels=4),  # the published factor of 8: sides of buckets are multiples of 64
         text_encoder=CLIPTextModel(clip(32, words=words)),
         text_encoder_2=CLIPTextModelWithProjection(clip(48, act="gelu", words=words)),
         tokenizer=tokenizer(folder / "tokenizer", "<|endoftext|>", words),

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from otl.modules.base import DiffusionModule
-from otl.testing.families import CAPTIONS, US, a_batch, close, differ, prompted, require
+from otl.testing.comparing import close, differ, require
+from otl.testing.inputs import CAPTIONS, US, a_batch, prompted
 from otl.types import Batch
 
 Made = Callable[[], DiffusionModule]

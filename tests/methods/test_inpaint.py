@@ -46,9 +46,8 @@ def test_the_first_prediction_is_that_of_the_checkpoint(kind, folder):
     wide, narrow = made(kind, folder, Inpaint()), made(kind, folder)
     wide.part("denoiser").eval()  # as the other is; neither has dropout
     batch = a_batch(wide)
-    noisy = torch.randn(
-        2, 4, *(side // 2 for side in batch.pixels.shape[2:]), generator=torch.Generator().manual_seed(1)
-    )
+    latents = narrow.encode_image(batch.pixels)
+    noisy = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     cond, t = narrow.encode_prompt(batch.captions), torch.tensor([20, 900])
     inputs = wide.denoiser_input(noisy, batch)
     assert inputs.shape[1] == 9 and inputs[:, 4:].abs().amax((2, 3)).min() > 0

@@ -88,7 +88,7 @@ def test_the_loss_is_that_of_diffusers_parts(kind, module, folders):
 @torch.no_grad()
 def test_what_the_mask_hides_does_not_reach_the_denoiser(module):
     made = batch(module)
-    noisy = torch.zeros(2, 4, *(side // 2 for side in made.pixels.shape[2:]))
+    noisy = torch.zeros_like(module.encode_image(made.pixels))
     repainted = torch.where(made.mask > 0.5, torch.rand_like(made.pixels), made.pixels)
     one, other = (module.denoiser_input(noisy, each) for each in (made, made._replace(pixels=repainted)))
     assert one.shape[1] == 9 and torch.equal(one, other)
