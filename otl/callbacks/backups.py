@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
-import os
-import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -18,7 +15,7 @@ from typing import Any
 import torch
 
 from otl.callbacks.snapshot import bytes_of
-from otl.formats.files import NO_ROOM, DiskError, named, size, sweep, whole
+from otl.formats.files import NO_ROOM, DiskError, named, require_free, sweep, whole
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +100,9 @@ class Backups:
     _waiting = False  # whether it is said that room is waited for
 
     def _write(self, checkpoint: dict[str, Any], name: str, val_loss: float | None) -> None:
-        path = self.folder / name
-        require_room(path, bytes_of(checkpoint))
+        path, needs = self.folder / name, bytes_of(checkpoint)
+        with named(path):
+            require_free(path, needs)
         written = [other for other in self.written if other != name] + [name]
         better = Best(name, val_loss) if val_loss is not None and val_loss < self.lowest else None
         if name in self.written or not path.exists():  # else the name is that of another run's, until it is replaced
@@ -169,13 +167,6 @@ def is_whole(path: Path) -> bool:
             return archive.testzip() is None
     except (zipfile.BadZipFile, OSError, EOFError):
         return False
-
-
-def require_room(path: Path, count: int) -> None:
-    """Raises DiskError: there are not as many bytes free as are to be written."""
-    free = shutil.disk_usage(path.parent).free
-    if free < count:
-        raise DiskError(path, OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, it needs {size(count)}"))
 
 
 class Disk:

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from otl.callbacks.table import Table, Values, rows_until
 from otl.callbacks.timing import Clocked, Steps, due
 from otl.config import SettingsError
-from otl.formats.files import DiskError
+from otl.formats.files import FAILING, DiskError, named
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -141,7 +142,7 @@ class Metrics(Clocked):
         try:
             self._flush()
         except DiskError as error:
-            log.error(f"{error}. Meanwhile checkpoints hold its rows")
+            log.error(f"{error}{'. Meanwhile checkpoints hold its rows' * bool(self._rows)}")
         checkpoint["metrics"] = [row.values for row in self._rows]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
@@ -168,7 +169,7 @@ class Metrics(Clocked):
         self._rows.append(self._last)
 
     def _flush(self) -> None:
-        """Raises DiskError: the rows could not be written; they are kept."""
+        """Raises DiskError: the rows could not be written, and are kept; or a logger could not."""
         self._flushed = time.perf_counter()
         if not self._rows:
             return
@@ -185,6 +186,9 @@ class Metrics(Clocked):
         """The losses to TensorBoard, or whichever logger there is, and now and then whole rows: it is slow.
 
         Lightning logs the validation loss itself.
+
+        Raises:
+            DiskError: a logger could not write; the rows are in the table.
         """
         step = int(values["step"])
         numbers = {name: float(value) for name, value in values.items() if name not in NOT_LOGGED and value}
@@ -194,7 +198,8 @@ class Metrics(Clocked):
         else:
             self._log_next = step + self._log_every
         for logger in self._loggers:
-            logger.log_metrics(numbers, step=step)
+            with named(Path(logger.log_dir or logger.save_dir or NAME), FAILING):
+                logger.log_metrics(numbers, step=step)
 
     def _close(self) -> None:
         if self._table is not None:

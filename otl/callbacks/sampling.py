@@ -258,5 +258,5 @@ def before_after(folder: Path, step: int) -> Path | None:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    with whole(path) as aside:
+    with whole(path, needs=3 * picture.width * picture.height) as aside:  # at most: a PNG is packed
         picture.save(aside, "PNG")

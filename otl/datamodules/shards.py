@@ -212,7 +212,8 @@ def write(folder: Path, origin: Origin, fields: Fields, entries: Sequence[Entry]
     """
     path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(path) as aside, aside.open("wb") as file:
+    needs = len(entries) * sum(field.nbytes for field in fields)
+    with whole(path, needs=needs) as aside, aside.open("wb") as file:
         file.writelines(_content(origin, fields, entries))
     return path
 

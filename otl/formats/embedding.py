@@ -115,7 +115,7 @@ def read(path: Path) -> dict[str, Tensor]:
     if path.suffix not in files.PICKLED:
         return files.read(path)[0]
     tensors = flat(files.unpickled(path, nn.ParameterDict), path)  # which the files of the method's authors have
-    files.require_room(sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), path)
+    files.require_room(files.bytes_of(tensors.values()), path)
     return tensors
 
 

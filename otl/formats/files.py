@@ -9,7 +9,7 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,18 @@ class DiskError(RunEnded):
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, needs: int = 0) -> Iterator[Path]:
     """A path beside `path` to write to; on leaving without an error it is on the disk and takes its place.
 
+    Args:
+        needs: bytes that are to be written, where that is known.
+
     Raises:
-        DiskError: it cannot be written.
+        DiskError: it cannot be written, or the disk has no room for so many bytes.
     """
     aside = aside_of(path)
     with named(path):
+        require_free(path, needs)
         try:
             yield aside
             flush(aside)
@@ -59,10 +63,11 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, needs: int = 0) -> Iterator[Path]:
     """The same for a folder. What had its name before is whole until it is away."""
     aside, before = aside_of(path), aside_of(path.with_name(f"{path.name}.before"))
     with named(path):
+        require_free(path, needs)
         try:
             aside.mkdir()
             yield aside
@@ -130,11 +135,22 @@ def flush(path: Path) -> None:
         os.close(number)
 
 
+def require_free(path: Path, count: int) -> None:
+    """Raises OSError: there are not as many bytes free as are to be written to `path`."""
+    if count and shutil.disk_usage(existing(path.parent)).free < count:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, it needs {size(count)}")
+
+
 def free_space(folder: Path) -> str:
     """Such as 1.5 GB."""
+    return size(shutil.disk_usage(existing(folder)).free)
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there: they lie on the same disk."""
     while not folder.exists():
         folder = folder.parent
-    return size(shutil.disk_usage(folder).free)
+    return folder
 
 
 def size(count: float) -> str:
@@ -160,8 +176,13 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
         raise ValueError(
             f"{destination(path)} was not written: header fields must be strings, which {listed(wrong)} is not"
         )
-    with whole(path) as aside:
+    with whole(path, needs=bytes_of(tensors.values())) as aside:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, aside, metadata)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Of their numbers, each tensor for itself."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

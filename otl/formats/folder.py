@@ -37,7 +37,9 @@ def save_pipeline(
     if path.exists() and not (path / "model_index.json").is_file():
         raise SettingsError(f"{path} exists and is not a model folder: it is left alone; choose another output.name")
     weights = weights or {}
-    with whole_folder(path) as aside:
+    networks = [component for component in pipeline.components.values() if isinstance(component, nn.Module)]
+    needs = sum(tensor.numel() for network in networks for tensor in network.parameters()) * DTYPES[dtype].itemsize
+    with whole_folder(path, needs=needs) as aside:
         for name, component in pipeline.components.items():
             if isinstance(component, nn.Module):
                 own = weights[name] if name in weights else component.state_dict()

@@ -103,5 +103,5 @@ def file_name(number: int) -> str:
 
 
 def write(picture: Any, path: Path) -> None:
-    with whole(path) as aside:
+    with whole(path, needs=3 * picture.width * picture.height) as aside:  # at most: a PNG is packed
         picture.save(aside, "PNG")

@@ -188,6 +188,19 @@ def test_a_full_disk_ends_the_run_with_its_state_saved(
     assert column(tmp_path / "run", "loss") == column(tmp_path / "whole", "loss")
 
 
+def test_a_logger_without_room_keeps_no_checkpoint_from_being_made(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(CSVLogger):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run(Metrics(), Checkpoint(every=2), steps=3, logger=Full(tmp_path, name="log", version=""))
+    assert f"{tmp_path}/log cannot be written: No space left on device" in caplog.text
+    assert (tmp_path / "run/checkpoints/step-00000002.ckpt").is_file()
+    assert column(tmp_path / "run", "step") == ["1", "2", "3"]
+
+
 def test_sampling_is_no_training_time(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("otl.callbacks.timing.time.perf_counter", lambda: now[0])

@@ -3,7 +3,9 @@
 import errno
 import os
 import resource
-from contextlib import contextmanager
+import shutil
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,3 +183,11 @@ def test_half_a_file_is_an_error_that_names_it(tmp_path):
     for name in ("b.safetensors", "absent.safetensors"):
         with pytest.raises(ValueError, match=name):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("free", [399, 400])
+def test_what_needs_more_room_than_there_is_is_not_begun(tmp_path, monkeypatch, free):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with nullcontext() if free == 400 else pytest.raises(DiskError, match="No space left on device, it needs 0 kB"):
+        write(tmp_path / "a.safetensors", {"a": torch.zeros(100)}, {})
+    assert (tmp_path / "a.safetensors").exists() == (free == 400)
