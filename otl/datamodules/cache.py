@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
@@ -20,6 +21,7 @@ from otl.datamodules import images, shards, uses
 from otl.datamodules.entries import Entries, Files, Lookup, packed
 from otl.datamodules.shards import Damaged, Entry, Fields, Origin, Shard, fields_of
 from otl.datamodules.views import View
+from otl.formats.files import existing, size
 from otl.types import Size
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,23 @@ class Cache:
         """Say it again now and then, for as long as the run goes on."""
         if self._pulse is not None:
             self._pulse.beat()
+
+    def require_room(self, count: int, what: str) -> None:
+        """Ask before entries are made, not only before a shard is written.
+
+        Args:
+            count: bytes of what is still to be put.
+            what: in words.
+
+        Raises:
+            SettingsError: the disk has fewer free.
+        """
+        free = shutil.disk_usage(existing(self.folder)).free
+        if free < count:
+            raise SettingsError(
+                f"data.cache_dir={self.folder}: {what} that it has not yet need {size(count)}, and {size(free)} are "
+                "free there: make room, choose another folder, or set data.cache=false"
+            )
 
     def put(self, key: str, tensors: dict[str, Tensor], origin: Origin) -> None:
         """Keep an entry; it is on disk after `seconds`, `shard_bytes` or `flush`.

@@ -14,6 +14,7 @@ from torch import Tensor
 from otl.datamodules.cache import Cache
 from otl.datamodules.shards import Origin
 from otl.datamodules.wanted import Picture, Weights
+from otl.formats.files import bytes_of
 from otl.types import Encoder, Progress, Size
 
 AHEAD = 3  # batches decoded while one is encoded
@@ -31,7 +32,7 @@ def fill_images(
     batch_size: int,
     progress: Progress | None,
 ) -> None:
-    """Put latents. What is made is kept if it ends early.
+    """Put latents. What is made is kept if it ends early; it ends at the first batch where there is no room for all.
 
     Args:
         cache: where to.
@@ -44,9 +45,12 @@ def fill_images(
     """
 
     def made() -> Iterator[Picture]:
-        for group, batch in decoded(by_bucket(pictures, batch_size), background):
+        pixels = sum(picture.view.bucket.area for picture in pictures)
+        for number, (group, batch) in enumerate(decoded(by_bucket(pictures, batch_size), background)):
             with torch.no_grad():
                 latents = encoder.encode_image(batch.to(encoder.device))
+            if number == 0:
+                cache.require_room(pixels * latents.nbytes // batch[:, 0].numel(), f"{len(pictures)} images")
             for picture, each in zip(group, latents):
                 cache.put(picture.key, {"latents": each}, Origin(picture.kind, type(encoder).__name__, identity))
                 yield picture
@@ -87,11 +91,13 @@ def fill_prompts(
     origin = Origin("prompt", type(encoder).__name__, identity)
 
     def made() -> Iterator[str]:
-        for group in chunks(list(prompts), batch_size):
+        for number, group in enumerate(chunks(list(prompts), batch_size)):
             with torch.no_grad():
                 cond = encoder.encode_prompt([prompts[key] for key in group])
-            for number, key in enumerate(group):
-                cache.put(key, {name: tensor[number] for name, tensor in cond.items()}, origin)
+            if number == 0:
+                cache.require_room(len(prompts) * bytes_of(cond.values()) // len(group), f"{len(prompts)} captions")
+            for place, key in enumerate(group):
+                cache.put(key, {name: tensor[place] for name, tensor in cond.items()}, origin)
                 yield key
 
     _run(cache, made(), "captions into the cache", len(prompts), progress)

@@ -22,11 +22,11 @@ def augments(data: Data | DictConfig) -> dict[str, Augment]:
     return {"data": common} | {name: overridden(common, each) for name, each in own.items()}
 
 
-def cached_images(samples: Iterable[Sample], data: Data | DictConfig) -> int:
-    """Images that a cache holds of these, all variations counted."""
+def copies(samples: Iterable[Sample], data: Data | DictConfig) -> list[int]:
+    """Of each image, how many variations of it a cache holds."""
     varying = {concept for concept, augment in augments(data).items() if views.varies(augment)}
-    varied = [sample.concept in varying and not sample.validation for sample in samples]
-    return len(varied) + sum(varied) * (data.image_variations - 1)
+    varied = (sample.concept in varying and not sample.validation for sample in samples)
+    return [data.image_variations if each else 1 for each in varied]
 
 
 class Variations:

@@ -1,27 +1,49 @@
-"""What a run needs on the disk for checkpoints and results: counted from its plan, before it begins."""
+"""What a run needs on the disks: counted from its plan, before it begins."""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from otl.callbacks.backups import FOLDER
 from otl.callbacks.export import megabytes
-from otl.formats.files import size
+from otl.callbacks.sampling import FOLDER as PICTURES
+from otl.callbacks.sheet import LARGEST
+from otl.datamodules.shards import SUFFIX
+from otl.formats.files import existing, size
 from otl.formats.folder import DTYPES
 from otl.modules.base import DiffusionModule
 from otl.tasks.folder import exported
+from otl.tasks.memory import Encoded
 from otl.types import Problem
 
+ROW = 256  # bytes of a step in metrics.csv and among TensorBoard's events
+EVENTS = "tensorboard"  # folder of the events
 
-def estimate(made: dict[str, Any], module: DiffusionModule, settings: DictConfig) -> dict[str, Any]:
-    """Bytes of a checkpoint and of a result, and how many of each there are at once.
+
+class Need(NamedTuple):
+    """Room for one purpose."""
+
+    key: str  # the setting that says where
+    folder: Path
+    bytes: int
+    there: int  # bytes of it that may be there already
+    what: str  # in words
+
+
+def estimate(
+    made: dict[str, Any], module: DiffusionModule, settings: DictConfig, encoded: Encoded | None = None
+) -> dict[str, Any]:
+    """Bytes of each kind of file, and how many of each there are at once.
 
     Args:
-        made: the plan: weights, memory and total_steps are read.
+        made: the plan: weights, memory, resolution, captions, pixels_cached and total_steps are read.
+        encoded: what the cache holds of an image and of a caption; None: there is no cache.
     """
     trained = sum(row["trained"] for row in made["weights"])
     checkpoints, exports = settings.callbacks.get("checkpoint"), settings.callbacks.get("export")
@@ -33,25 +55,87 @@ def estimate(made: dict[str, Any], module: DiffusionModule, settings: DictConfig
         "checkpoints": checkpoints.keep + checkpoints.best + 1 if checkpoints else 0,  # one is being written
         "result": written * DTYPES[settings.output.dtype].itemsize,
         "results": 1 + made["total_steps"] // exports.every if exports and exports.every else 1,
+        "drawing": drawing(settings, made["resolution"]),
+        "drawings": drawings(settings.callbacks.get("sampling"), made["total_steps"]),
+        "rows": ROW * made["total_steps"],
+        "cache": cached(made, encoded) if encoded is not None else 0,
     }
-    total = found["checkpoint"] * found["checkpoints"] + found["result"] * found["results"]
-    return found | {"total": total, "estimate": True}
+    pairs = (("checkpoint", "checkpoints"), ("result", "results"), ("drawing", "drawings"))
+    run = sum(found[each] * found[count] for each, count in pairs) + found["rows"]
+    return found | {"run": run, "total": run + found["cache"], "estimate": True}
+
+
+def drawing(settings: DictConfig, side: int) -> int:
+    """Bytes of all pictures that are drawn at once, and of their sheet, at most: as if PNG did not pack them.
+
+    Args:
+        side: of a picture whose size is not set, pixels.
+    """
+    sample, logger = settings.sample, settings.logger
+    pictures = len(sample.prompts) * len(sample.seeds)
+    copies = 2 if logger and "TensorBoard" in logger._target_ else 1
+    return pictures * 3 * (copies * (sample.height or side) * (sample.width or side) + LARGEST**2)
+
+
+def drawings(sampling: DictConfig | None, steps: int) -> int:
+    """How often pictures are drawn: before the first step, on the way, and at the end."""
+    if not sampling:
+        return 0
+    return sampling.first + (-(-steps // sampling.every) if sampling.every else 1)
+
+
+def cached(made: dict[str, Any], encoded: Encoded) -> int:
+    """Bytes of a cache that has nothing yet of this dataset."""
+    return round(made["pixels_cached"] * encoded.pixel) + (made["captions"]["distinct"] or 0) * encoded.caption
 
 
 def problems(needs: dict[str, Any], settings: DictConfig, folder: Path) -> list[Problem]:
-    """That there is no room; what the run has there already counts as room.
+    """Where there is no room; what the run and the cache have there already counts as room.
 
     Args:
         needs: what `estimate` gave.
         folder: of the run.
     """
-    there = [*exported(settings, folder), *(folder / FOLDER).glob("*.ckpt")]
-    free = shutil.disk_usage(folder).free + sum(map(megabytes, there)) * 1e6
-    if needs["total"] <= free:
-        return []
-    message = (
-        f"{folder} has {size(free)} free, and the run needs about {size(needs['total'])} there, for "
-        f"{needs['checkpoints']} checkpoints of {size(needs['checkpoint'])} and {needs['results']} results of "
-        f"{size(needs['result'])}: make room, choose another folder, or lower callbacks.checkpoint.keep"
-    )
-    return [Problem("hydra.run.dir", message)]
+    return lacking([of_run(needs, settings, folder), of_cache(needs, Path(settings.data.cache_dir).expanduser())])
+
+
+def of_run(needs: dict[str, Any], settings: DictConfig, folder: Path) -> Need:
+    own = [*exported(settings, folder), *(folder / FOLDER).glob("*.ckpt"), folder / PICTURES, folder / EVENTS]
+    there = round(sum(megabytes(path) for path in own if path.exists()) * 1e6)
+    kinds = [
+        f"{needs['checkpoints']} checkpoints of {size(needs['checkpoint'])}",
+        f"{needs['results']} results of {size(needs['result'])}",
+        f"{needs['drawings']} drawings of {size(needs['drawing'])}" if needs["drawing"] else "",
+    ]
+    what = " and ".join(filter(None, kinds))
+    return Need("hydra.run.dir", folder, needs["run"], there, f"{what} (callbacks.checkpoint.keep lowers it)")
+
+
+def of_cache(needs: dict[str, Any], folder: Path) -> Need:
+    there = sum(shard.stat().st_size for shard in folder.glob(f"*{SUFFIX}"))
+    what = f"{size(needs['cache'])} of encoded images and captions (data.cache=false keeps none)"
+    return Need("data.cache_dir", folder, needs["cache"], there, what)
+
+
+def device(folder: Path) -> int:
+    """A number of the disk that a folder lies on, or will."""
+    return os.stat(existing(folder)).st_dev
+
+
+def lacking(needs: list[Need], disk_of: Callable[[Path], int] = device) -> list[Problem]:
+    """One problem for each disk that has less room than what is needed on it."""
+    found, disks = [], dict[int, list[Need]]()
+    for need in needs:
+        if need.bytes:
+            disks.setdefault(disk_of(need.folder), []).append(need)
+    for together in disks.values():
+        free = shutil.disk_usage(existing(together[0].folder)).free
+        lacks = sum(max(0, need.bytes - need.there) for need in together)
+        if lacks > free:
+            message = (
+                f"{together[0].folder} has {size(free)} free, and the run needs about {size(lacks)} there, for "
+                f"{'; '.join(need.what for need in together)}: make room, or choose another folder "
+                f"({', '.join(f'{need.key}={need.folder}' for need in together)})"
+            )
+            found.append(Problem(together[0].key, message))
+    return found

@@ -14,7 +14,7 @@ from otl.datamodules.bucketed import rounds
 from otl.datamodules.buckets import Ints
 from otl.datamodules.layout import Layout, Place
 from otl.datamodules.rounds import SURVEYED, Epoch, Rounds
-from otl.datamodules.variations import cached_images
+from otl.datamodules.variations import copies
 from otl.modules.training import steps_per_epoch
 from otl.tasks import ranks
 from otl.tasks.run import total_steps
@@ -52,7 +52,7 @@ def of_images(
         "images_waiting": waiting,
         "images_dropped": total - len(shown) - waiting,
         "images_validation": len(np.unique(held_out.images)),
-        "images_cached": cached_images(train.samples + held_out.samples, data) if data.cache else 0,
+        **of_cache(train, held_out, data),
         "concepts": concept_rows(stream, train, data),
         "buckets": bucket_rows(train, epoch),
         "ranks": processes,
@@ -63,6 +63,13 @@ def of_images(
         "images": rows,
         "validation": apart,
     }
+
+
+def of_cache(train: Layout, held_out: Layout, data: Data) -> dict[str, int]:
+    """How many images the cache is to hold, all variations counted, and their pixels."""
+    held = copies(train.samples + held_out.samples, data) if data.cache else []
+    pixels = [number * place.bucket.area for number, place in zip(held, [*train.places, *held_out.places])]
+    return {"images_cached": sum(held), "pixels_cached": sum(pixels)}
 
 
 def rows_of(placed: Layout, stream: Rounds, times: Ints, data: Data) -> list[Row]:

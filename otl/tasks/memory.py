@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from otl.config import MaskSource
 from otl.methods.rows import Rows
+from otl.modules import inpainting
 from otl.modules.base import DiffusionModule
-from otl.types import Batch, Size
+from otl.types import Batch, Cond, Size
 
 # Bytes of state per trained parameter. Adafactor keeps rows and columns of the squares only.
 OPTIMIZER_BYTES = {"AdamW": 8.0, "AdamW8bit": 2.1, "Adafactor": 0.1, "Prodigy": 16.0, "Lion": 4.0, "SGD": 0.0}
@@ -45,8 +47,30 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = original
 
 
-def activation_bytes(module: DiffusionModule, size: Size, batch_size: int, *, dtype: torch.dtype) -> int:
-    """Bytes that one step keeps for its backward pass; the module must be a skeleton."""
+class Encoded(NamedTuple):
+    """What the cache holds, in bytes."""
+
+    pixel: float  # of each pixel of an image, its mask counted
+    caption: int
+
+    @classmethod
+    def of(cls, module: DiffusionModule, size: Size, latents: Tensor, cond: Cond) -> Encoded:
+        """Of images of one size that a skeleton has encoded, in whatever dtype."""
+        masked, dtypes = inpainting.mask_options(module), module.part_dtypes()
+        numbers = latents[0].numel()
+        if masked is not None and not module.inpaints:
+            numbers += latents[0, 0].numel()  # a mask in the latents' size
+        elif masked is not None and masked.masks == MaskSource.files:
+            numbers *= 2  # under its mask, too
+        text = dtypes.get(module.text_encoders[0], dtypes["default"])
+        sizes = (
+            each[0].numel() * (text if each.is_floating_point() else each.dtype).itemsize for each in cond.values()
+        )
+        return cls(torch.float32.itemsize * numbers / size.area, sum(sizes))
+
+
+def of_step(module: DiffusionModule, size: Size, batch_size: int, *, dtype: torch.dtype) -> tuple[int, Encoded]:
+    """Bytes that one step keeps for its backward pass, and of what is cached; the module must be a skeleton."""
     for name in module.part_names:
         module.part(name).to(dtype)
     module.to("meta")
@@ -70,7 +94,8 @@ def activation_bytes(module: DiffusionModule, size: Size, batch_size: int, *, dt
 
     with fused_attention(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module.predict(noisy, torch.zeros(batch_size, dtype=torch.long, device="meta"), cond, batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    kept_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return kept_bytes, Encoded.of(module, size, latents, cond)
 
 
 def empty_batch(size: Size, count: int) -> Batch:
@@ -130,8 +155,8 @@ def estimate(
     batch_size: int,
     keeps_encoders: bool,
     encodes_masked: bool = False,
-) -> dict[str, Any]:
-    """Bytes by kind for one step at the largest bucket.
+) -> tuple[dict[str, Any], Encoded]:
+    """Bytes by kind for one step at the largest bucket; and of what is cached.
 
     Args:
         optimizer: class name.
@@ -142,11 +167,11 @@ def estimate(
     trained = sum(row["trained"] for row in rows)
     needed = {module.denoiser, module.image_encoder} if encodes_masked else {module.denoiser}
     stays = [r for r in rows if keeps_encoders or r["part"] in needed or r["trained"]]
-    activations = activation_bytes(module, size, batch_size, dtype=module.autocast_dtype or torch.float32)
+    activations, encoded = of_step(module, size, batch_size, dtype=module.autocast_dtype or torch.float32)
     found = {
         "weights": sum(row["bytes"] + row["added_bytes"] for row in stays),
         "gradients": trained * 4,
         "optimizer": round(trained * OPTIMIZER_BYTES.get(optimizer, UNKNOWN_OPTIMIZER)),
         "activations": activations,
     }
-    return found | {"total": sum(found.values()), "estimate": True}
+    return found | {"total": sum(found.values()), "estimate": True}, encoded

@@ -100,15 +100,16 @@ def make(
         "inpaint": of_masks(samples, module) if module.inpaints else None,
     }
     sizes = [Size(bucket["height"], bucket["width"]) for bucket in made["buckets"]]
-    made["memory"] = memory.estimate(
+    largest = max(sizes, key=lambda size: size.area, default=Size(module.data_resolution, module.data_resolution))
+    made["memory"], encoded = memory.estimate(
         module,
         optimizer=settings.optimizer._target_.rsplit(".", 1)[-1],
-        size=max(sizes, key=lambda size: size.area, default=Size(module.data_resolution, module.data_resolution)),
+        size=largest,
         batch_size=data.batch_size,
         keeps_encoders=module.trains_text or not data.cache,
         encodes_masked=module.inpaints and module.inpaint_options.masks != MaskSource.files,
     )
-    made["disk"] = disk.estimate(made, module, settings)
+    made["disk"] = disk.estimate(made, module, settings, encoded if data.cache else None)
     batches = math.ceil(sum(bucket["batches"] for bucket in made["buckets"]) / made["ranks"])
     steps, concepts = made["total_steps"], made["concepts"]
     advice = advise(settings, module, samples, batches=batches, steps=steps, concepts=concepts)

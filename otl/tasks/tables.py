@@ -47,7 +47,8 @@ def show(plan: dict[str, Any], console: Console | None = None, *, told: Collecti
     needs = plan["disk"]
     console.print(
         f"On the disk {size(needs['total'])} (an estimate): {needs['checkpoints']} checkpoints of "
-        f"{size(needs['checkpoint'])}, {needs['results']} x {size(needs['result'])} of results",
+        f"{size(needs['checkpoint'])}, {needs['results']} x {size(needs['result'])} of results, "
+        f"{needs['drawings']} x {size(needs['drawing'])} of pictures, {size(needs['cache'])} of cache",
         highlight=False,
     )
     for warning in plan["warnings"]:

@@ -1,9 +1,11 @@
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,6 +148,27 @@ def test_damage_that_will_not_be_found_is_said(tmp_path):
 
 
 # The cache
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_room_for_all_that_is_still_to_be_encoded_is_asked_for_after_the_first_batch(tmp_path, monkeypatch, room):
+    """Of 16 pixels the encoder makes 3 fp32 numbers; two of seven images are there already."""
+    for number in range(7):
+        picture(tmp_path / f"photos/{number}.png", shade=number)
+        if number == 1:
+            fill(tmp_path / "photos")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5 * 64 * 64 * 3 * 4 // 16 - (not room)))
+    encoder = CountingEncoder()
+    with nullcontext() if room else pytest.raises(SettingsError, match=r"cache: 5 images .* need 15 kB, and 15 kB are"):
+        fill(tmp_path / "photos", encoder, encode_batch_size=1)
+    assert encoder.images == (5 if room else 1)
+
+
+def test_so_is_room_for_captions(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7 * 12 - 1))  # 3 fp32 numbers of each
+    made, encoder = module(data(folder(tmp_path / "photos", 7))), CountingEncoder()
+    with pytest.raises(SettingsError, match=r"cache: 7 captions that it has not yet need 0 kB"):
+        made.fill_cache(encoder, images=False, prompts=True)
 
 
 def test_a_full_cache_needs_no_encoding(photos):

@@ -1,9 +1,11 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -140,6 +142,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     cache.put(KEY, ENTRY, ORIGIN)
     with pytest.raises(SettingsError, match=r"data\.cache_dir="):
         cache.flush()
+
+
+def test_a_shard_that_has_no_room_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=51))  # of 12 * 4 + 2 * 2
+    cache = Cache(tmp_path)
+    cache.put(KEY, ENTRY, ORIGIN)
+    with pytest.raises(DiskError, match="No space left on device, it needs"):
+        cache.flush()
+    assert list(tmp_path.iterdir()) == []
 
 
 # Damage

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from otl.callbacks.stops import Stopped
 from otl.config import SettingsError
 from otl.datamodules.files import content_hash
+from otl.datamodules.shards import Shard
 from otl.formats.files import DiskError, tensors_hash
 from otl.tasks.folder import LOCK
 from otl.tasks.train import build_trainer, train
@@ -68,7 +69,7 @@ def losses(folder):
         return [(row["step"], row["loss"], row["lr_unet"]) for row in csv.DictReader(file)]
 
 
-def test_a_run_leaves_what_the_readme_lists(run, photos):
+def test_a_run_leaves_what_the_readme_lists_and_the_plan_says(run, photos, tmp_path):
     folder = run("run", "sample.prompts=[a cat]", "sample.steps=2", "output.trigger=sks")
     there = {path.name for path in folder.iterdir()}
     assert there >= {"plan.json", "metrics.csv", "manifest.json", "samples", "checkpoints", "final.safetensors"}
@@ -76,6 +77,14 @@ def test_a_run_leaves_what_the_readme_lists(run, photos):
     assert (manifest["outcome"], manifest["step"], len(manifest["images"])) == ("finished", 6, 7)
     assert len(losses(folder)) == 6
     assert (folder / "samples" / "before-after.png").is_file()
+    planned, shards = (
+        json.loads((folder / "plan.json").read_text())["disk"],
+        map(Shard.open, (tmp_path / "cache").glob("*.safetensors")),
+    )
+    assert planned["cache"] == sum(shard.nbytes * shard.count for shard in shards)
+    assert planned["drawing"] * planned["drawings"] >= sum(
+        path.stat().st_size for path in folder.glob("samples/**/*.png")
+    )
 
 
 RESUMED = [
