@@ -190,8 +190,8 @@ def gather(
     kinds: dict[tuple[str, str], type[AdapterLayer]] = {}
     leftover = []
     for key, tensor in tensors.items():
-        end = next((end for end in (*ends, ".alpha") if key.endswith(end)), "")
-        owner = owners.get(key.removesuffix(end)) if end else None
+        stem, end = parted(key, ends)
+        owner = owners.get(stem) if end else None
         kind, field = ends.get(end, (None, "alpha"))
         if owner is None or (kind is not None and kinds.setdefault(owner, kind) is not kind):
             leftover.append(key)
@@ -205,6 +205,12 @@ def gather(
     for (part, path), layer in found.items():
         state.setdefault(part, {})[path] = complete(f"{part}.{path}", kinds[part, path], layer)
     return state
+
+
+def parted(key: str, ends: Iterable[str]) -> tuple[str, str]:
+    """A key without its end, and its end; "" where it has none of them."""
+    end = next((end for end in (*ends, ".alpha") if key.endswith(end)), "")
+    return key.removesuffix(end), end
 
 
 def complete(name: str, kind: type[AdapterLayer], layer: dict[str, Tensor]) -> AdapterLayer:

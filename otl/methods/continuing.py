@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,11 @@ from otl.config import SettingsError
 from otl.formats.deltas import converted, matrix_shape, with_lengths
 from otl.formats.embedding import bundle_keys
 from otl.formats.files import listed, read_any
-from otl.formats.lora import FROZEN, LENGTHS, gather, rank_of, title_of
+from otl.formats.lora import FROZEN, LENGTHS, gather, parted, rank_of, title_of
 from otl.formats.spellings import all_ends, denoiser_stems, text_stems
 from otl.formats.stacked import BETWEEN, apart
 from otl.methods.targets import layers
-from otl.types import AdapterLayer, AdapterState, LoraLayer, OftLayer
+from otl.types import AdapterLayer, AdapterState, LokrLayer, LoraLayer, OftLayer
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 DIFFUSERS_HEADER = "lora_adapter_metadata"  # JSON: "unet.lora_alpha", "unet.alpha_pattern", ...
 PEFT_CONFIG = "adapter_config.json"
+PEFT_ROOT = "base_model.model."  # what PEFT puts before the names of layers
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -53,15 +54,17 @@ def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) ->
         if carried := bundle_keys(tensors):
             log.info(f"{path} carries {listed(carried)}: embeddings go on with method.embeddings.NAME.file={path}")
         tensors = {key: tensor for key, tensor in tensors.items() if key not in carried}
-        gathered = gather(tensors, ends=all_ends(), owners=owners(module))
+        known = owners(module)
+        gathered = gather(tensors, ends=all_ends(), owners=known)
+        if not any(key.endswith(".alpha") for key in tensors):
+            peft = folder / PEFT_CONFIG
+            named = any(key.startswith(PEFT_ROOT) for key in tensors)
+            settings = settings_of(header, peft if named and peft.is_file() else None)
+            apply_strengths(gathered, settings, names_in(tensors, known))
         state = {part: apart(of_part) for part, of_part in gathered.items()}
     except SettingsError as error:
         raise SettingsError(f"method.from_file={path}: {error}") from error
     check_kind(state, path, accepted)
-    if not any(key.endswith(".alpha") for key in tensors):
-        peft = folder / PEFT_CONFIG
-        named = any(key.startswith("base_model.model.") for key in tensors)
-        apply_alphas(state, settings_of(header, peft if named and peft.is_file() else None))
     frozen = json.loads(header.get("ss_network_args") or "{}").get(LENGTHS) == FROZEN
     return {part: fitted(module.part(part), part, of_part, path, frozen) for part, of_part in state.items()}
 
@@ -107,20 +110,42 @@ def settings_of(header: dict[str, str], peft: Path | None) -> dict[str, Any]:
     return dict(json.loads(peft.read_text(encoding="utf-8"))) if peft is not None else {}
 
 
-def apply_alphas(state: AdapterState, settings: dict[str, Any]) -> None:
-    """Set the alphas that PEFT keeps beside the weights; without them alpha is the rank."""
+def names_in(tensors: Iterable[str], owners: dict[str, tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """part and path of each layer -> its name in the network that the file was made with."""
+    stems = [parted(key, all_ends())[0] for key in tensors]
+    return {
+        owners[stem]: stem.removeprefix(PEFT_ROOT).removeprefix(f"{owners[stem][0]}.")
+        for stem in stems
+        if stem in owners
+    }
+
+
+def apply_strengths(state: AdapterState, settings: dict[str, Any], names: dict[tuple[str, str], str]) -> None:
+    """Set the strengths that PEFT keeps beside the weights; without them alpha is the rank.
+
+    Args:
+        names: of the layers in the network that the settings' patterns were written for.
+    """
     for part, of_part in state.items():
         own = {key.removeprefix(f"{part}."): value for key, value in settings.items() if key.startswith(f"{part}.")}
         own = own or settings
         usual = own.get("lora_alpha", own.get("alpha"))
+        if usual is None:
+            continue
         for path, layer in of_part.items():
-            rank = rank_of(layer)
-            if usual is None or rank is None or isinstance(layer, OftLayer):
-                continue
-            alphas = own.get("alpha_pattern") or {}
-            hit = next((key for key in alphas if re.match(rf"(.*\.)?({key})$", path)), None)  # PEFT's own rule
-            alpha = float(alphas[hit] if hit is not None else usual)
-            layer.alpha = alpha * math.sqrt(rank) if own.get("use_rslora") else alpha
+            alpha = float(by_peft(own.get("alpha_pattern"), names[part, path], usual))
+            if isinstance(layer, LokrLayer) and rank_of(layer) is None and layer.w1 is not None:
+                # Only PEFT multiplies a LoKr without a rank by alpha / rank.
+                layer.w1 = layer.w1 * (alpha / by_peft(own.get("rank_pattern"), names[part, path], own["r"]))
+            elif not isinstance(layer, OftLayer):
+                rank = rank_of(layer)
+                assert rank is not None
+                layer.alpha = alpha * math.sqrt(rank) if own.get("use_rslora") else alpha
+
+
+def by_peft(patterns: dict[str, float] | None, name: str, usual: float) -> float:
+    """The value of the first pattern that means a layer, by PEFT's own rule; the usual one where none does."""
+    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), usual)
 
 
 def fitted(
