@@ -78,7 +78,7 @@ def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.sdxl(tmp_path_factory.mktemp("sdxl"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings() -> Callable[..., DictConfig]:
     """Overrides -> composed settings."""
     return lambda *overrides: compose_settings(spelled_out(overrides), name="config")
