@@ -51,11 +51,10 @@ class ClipModule(DiffusionModule):
         )
         self.chunks, self.clip_skip = chunks, clip_skip
 
-    def prompt_identity(self) -> str:
+    @property
+    def reading(self) -> str:
         """Shorter prompts have another conditioning in several chunks, too: empty ones lie behind them."""
-        identity = super().prompt_identity()
-        identity += f" {self.chunks} chunks" * (self.chunks > 1)
-        return identity + f" {self.clip_skip} layers skipped" * (self.clip_skip > 0)
+        return f"{self.chunks} chunks, {self.clip_skip} layers skipped"
 
     def prompt_room(self) -> int:
         return (self.pipeline.tokenizer.model_max_length - 2) * self.chunks

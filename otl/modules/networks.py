@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from otl.modules import ahead, drawing, inpainting, loading
 from otl.timesteps import Timesteps
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+IDLE = frozenset(  # names of a config that say nothing of what a network gives that does not train
+    "architectures model_type transformers_version dtype torch_dtype sample_size force_upcast use_cache output_past "
+    "n_positions bos_token_id decoder_start_token_id num_decoder_layers".split()
+)
+IDLE_PARTS = re.compile("^_|dropout|initializer")
 
 
 class Networks(LightningModule):
@@ -185,16 +191,21 @@ class Networks(LightningModule):
 
     def image_identity(self) -> str:
         part = self.part(self.image_encoder)
-        scaling = [getattr(part.config, name, None) for name in ("scaling_factor", "shift_factor")]
-        return fingerprint(part, f"{type(part).__name__} {scaling}")
+        return fingerprint(part, f"{type(part).__name__} {structure(part)}")
 
     def prompt_identity(self) -> str:
         if self.kept_identity is not None:
             return self.kept_identity
         family = f"{type(self).__module__}.{type(self).__qualname__}"  # which layers it reads
         words = [described(value) for name, value in self.pipeline.components.items() if name.startswith("tokenizer")]
-        label = hashlib.blake2b(f"{family} {words}".encode(), digest_size=16).hexdigest()
-        return " ".join(fingerprint(self.part(name), f"{label} {name}") for name in self.text_encoders)
+        label = hashlib.blake2b(f"{family} {self.reading} {words}".encode(), digest_size=16).hexdigest()
+        encoders = {name: self.part(name) for name in self.text_encoders}
+        return " ".join(fingerprint(part, f"{label} {name} {structure(part)}") for name, part in encoders.items())
+
+    @property
+    def reading(self) -> str:
+        """What else `encode_prompt` depends on, besides text encoders and tokenizers."""
+        return ""
 
 
 def enable_checkpointing(part: Any) -> None:
@@ -210,6 +221,13 @@ def fingerprint(part: nn.Module, label: str) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def structure(part: Any) -> str:
+    """What else than weights decides what a network gives, such as its activations: its config, without the idle."""
+    config = part.config if isinstance(part.config, Mapping) else part.config.to_diff_dict()  # diffusers, transformers
+    kept = {name: value for name, value in config.items() if name not in IDLE and not IDLE_PARTS.search(name)}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def described(tokenizer: Any) -> str:

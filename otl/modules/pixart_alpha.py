@@ -148,6 +148,11 @@ class PixArtAlpha(DiffusionModule):
             hidden = self.pipeline.text_encoder(ids, attention_mask=seen).last_hidden_state
         return {"hidden": hidden, "mask": mask.bool()}
 
+    @property
+    def reading(self) -> str:
+        """Also weights in fp32 are computed with in bf16 where the run is in mixed precision: see `never_fp16`."""
+        return f"{MAX_TOKENS} tokens, {'mixed' if self.autocast_dtype is not None else 'plain'}"
+
     def spelled(self, caption: str) -> str:
         return caption.lower().strip()
 

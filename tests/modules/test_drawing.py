@@ -85,6 +85,40 @@ def test_prompt_identity_sees_the_tokenizer(sd15_folder, tmp_path):
     assert identities[0] != identities[1]
 
 
+def identities(folder):
+    module = StableDiffusion(str(folder))
+    module.configure_model()
+    return module.image_identity(), module.prompt_identity()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "image", "prompt"),
+    [
+        ("vae", {"scaling_factor": 0.5}, True, False),
+        ("vae", {"norm_num_groups": 16}, True, False),
+        ("vae", {"act_fn": "gelu"}, True, False),
+        ("text_encoder", {"hidden_act": "gelu"}, False, True),
+        ("text_encoder", {"num_attention_heads": 4}, False, True),
+        ("text_encoder", {"layer_norm_eps": 0.1}, False, True),
+        ("vae", {"sample_size": 64, "_name_or_path": "x", "_diffusers_version": "0.1"}, False, False),
+        ("text_encoder", {"initializer_range": 1.0, "attention_dropout": 0.5, "torch_dtype": "float16"}, False, False),
+        ("unet", {"norm_eps": 0.1}, False, False),
+        ("scheduler", {"prediction_type": "v_prediction"}, False, False),
+    ],
+)
+def test_identities_see_the_configs_of_their_networks_as_far_as_these_matter(
+    sd15_folder, tmp_path, part, change, image, prompt
+):
+    """Same weights, same tokenizer, in another folder."""
+    import shutil
+
+    folder = shutil.copytree(sd15_folder, tmp_path / "model")
+    file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    before, after = identities(sd15_folder), identities(folder)
+    assert [one != other for one, other in zip(before, after)] == [image, prompt]
+
+
 def test_a_pipeline_that_has_drawn_still_says_that_it_has_text_encoders(module):
     before = {name: module.pipeline.config[name] for name in module.text_encoders}
     drawn(module, "a cat")

@@ -208,6 +208,15 @@ def test_presets_find_the_published_number_of_layers(preset, transformer, text):
     assert found == {"transformer": transformer, "text_encoder": text}
 
 
+def test_the_cache_tells_mixed_precision_apart(folder):
+    """Also with weights in fp32, T5 computes in bf16 then."""
+    module = loaded(folder, dtype="fp32")
+    before, plain = module.prompt_identity(), module.encode_prompt(CAPTIONS)
+    module.autocast_dtype = torch.bfloat16
+    assert not torch.equal(module.encode_prompt(CAPTIONS)["hidden"].float(), plain["hidden"])
+    assert module.prompt_identity() != before
+
+
 def test_t5_is_never_in_fp16(folder):
     module = loaded(folder, dtype="fp16")
     dtypes = {name: next(module.part(name).parameters()).dtype for name in module.part_names}
