@@ -54,6 +54,24 @@ def test_attention_is_upcast_in_2_1_at_768_alone(settings):
     assert upcast == {"sd20": False, "sd21": True, "sd21_base": False}
 
 
+@torch.no_grad()
+def test_attention_scores_beyond_fp16_are_kept_in_fp32(sd2_folder):
+    """What upcast_attention is for, which diffusers' attention by torch's own function does not look at."""
+    module = StableDiffusion2(str(sd2_folder))
+    module.configure_model()
+    attention = next(each for name, each in module.part("unet").named_modules() if name.endswith("attn1")).half()
+    assert attention.upcast_attention
+    for each in (attention.to_q, attention.to_k):
+        each.weight.mul_(2000 / each.weight.norm(dim=1).mean())
+    x = torch.randn(1, 24, attention.to_q.in_features, generator=torch.Generator().manual_seed(0)).half()
+    q, k, v = (each(x).double().unflatten(2, (attention.heads, -1)).transpose(1, 2) for each in
+               (attention.to_q, attention.to_k, attention.to_v))  # fmt: skip
+    scores = q @ k.transpose(2, 3) * attention.scale
+    assert scores.abs().max() > torch.finfo(torch.float16).max
+    expected = attention.to_out[0]((scores.softmax(3) @ v).transpose(1, 2).flatten(2).half())
+    torch.testing.assert_close(attention(x), expected, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize(("preset", "count"), [("attn-mlp", 192), ("attn-only", 128), ("full", 282)])
 def test_presets_find_the_published_number_of_layers(preset, count):
     module = StableDiffusion2("published/weights")
