@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +25,7 @@ from otl.formats.single_file import TextLayout
 from otl.modules import drawing, inpainting
 from otl.modules.networks import Networks
 from otl.modules.training import Training
-from otl.types import Batch, Cond, Method, Noise, ParamGroup, Size
+from otl.types import Batch, Cond, Method, Noise, ParamGroup, Problem, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -250,6 +250,10 @@ class DiffusionModule(Networks, Training):
         """The original code's spellings in the LoRA files of others, where they differ -> the paths of the denoiser's
         layers whose weights it has in one, in their order."""
         return {}
+
+    def advice(self) -> Iterable[Problem]:
+        """What the settings lead to in this family, where it is not what one would expect; known by the plan."""
+        return ()
 
     # Pictures and files
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from diffusers import WuerstchenDecoderPipeline, WuerstchenPriorPipeline
@@ -16,9 +15,7 @@ from otl.methods.lora import Lora
 from otl.modules import fetching
 from otl.modules.cascaded import CascadedModule
 from otl.modules.stable_diffusion import CLIP_TARGETS
-from otl.types import Batch, Cond, Noise
-
-log = logging.getLogger(__name__)
+from otl.types import Batch, Cond, Noise, Problem
 
 TARGETS = {
     "attn-mlp": [r"attention", r"channelwise"],
@@ -75,14 +72,14 @@ class Wuerstchen(CascadedModule):
         dtype = next(prior.parameters()).dtype  # prior.dtype goes through all of them: milliseconds
         return prior(noisy.to(dtype), t, cond["hidden"].to(dtype))
 
-    def export(self, path: Path) -> Path:
+    def advice(self) -> Iterator[Problem]:
         """Warns of LoRA keys that no other program reads."""
         if isinstance(self.method, Lora) and self.output_options.format is LoraFormat.kohya:
-            log.warning(
-                "output.format=kohya: diffusers, the other program that draws with Wuerstchen, takes such a file and "
-                "reads nothing of it; set output.format=peft"
+            message = (
+                "kohya: diffusers, the other program that draws with Wuerstchen, takes such a file and reads nothing "
+                "of it; set output.format=peft"
             )
-        return super().export(path)
+            yield Problem("output.format", message, fatal=False)
 
     def decoder_words(self, decoder: str) -> dict[str, Any]:
         return {"tokenizer": fetching.fetch_other(CLIPTokenizer, decoder, "tokenizer", setting="model.decoder")}

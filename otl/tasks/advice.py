@@ -54,6 +54,7 @@ def advise(
         *of_validation(settings, held_out=len(samples) - len(train)),
         *of_ranks(module),
         *of_stops(settings, module, batches=batches, steps=steps),
+        *module.advice(),
     ]
 
 

@@ -17,6 +17,8 @@ from otl.methods.finetune import Finetune
 from otl.methods.lora import Lora
 from otl.methods.targets import layers, matching
 from otl.modules.wuerstchen import Wuerstchen
+from otl.tasks.advice import advise
+from otl.tasks.run import build_skeleton
 from otl.testing import CHECKS
 from tests import tiny_priors
 from tests.modules.priors import CAPTIONS, Recorder, apart, batch, features, loaded, noise
@@ -124,12 +126,13 @@ def test_a_lora_in_diffusers_keys_does_there_what_it_does_here(folder, tmp_path)
     torch.testing.assert_close(predicted(), live, rtol=1e-3, atol=1e-4)
 
 
-def test_a_lora_in_keys_that_nobody_reads_is_warned_of(folder, tmp_path, caplog):
-    module = Wuerstchen(str(folder), **tiny_priors.options(folder))
-    module.method = Lora(rank=4)
-    module.configure_model()
-    module.export(tmp_path / "adapter")
-    assert "output.format=peft" in caplog.text
+@pytest.mark.parametrize(("line", "warned"), [("method=lora", True), ("output.format=peft", False)])
+def test_a_lora_in_keys_that_nobody_reads_is_warned_of_before_it_is_trained(line, warned, folder, settings, tmp_path):
+    own = [f"model.{name}={path}" for name, path in tiny_priors.options(folder).items()]
+    cfg = settings("model=wuerstchen", f"model.checkpoint={folder}", *own, f"data.path={tmp_path}", "logger=none", line)
+    found = advise(cfg, build_skeleton(cfg), [], batches=0, steps=0)
+    assert [(problem.key, problem.fatal) for problem in found] == [("output.format", False)] * warned
+    assert all("set output.format=peft" in problem.message for problem in found)
 
 
 def test_what_was_fine_tuned_is_read_here_and_by_diffusers(folder, tmp_path, monkeypatch):
