@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ Row = dict[str, Any]
 """One image as plan.json has it."""
 
 TILES, COLUMNS = 120, 8  # of a page
+THREADS = 16  # for images elsewhere, which wait for the network
 SIDE, GAP = 150, 12  # pixels: longest side of a picture, and what is between two
 LINES = 4  # of text under a picture
 FONT, HEADING = ImageFont.load_default(12), ImageFont.load_default(18)
@@ -57,13 +59,14 @@ def write(
     """
     everything = tiles(plan, data)
     shown = chosen(everything, pages * TILES)
+    elsewhere = any(not isinstance(sample.path, Path) for sample in samples.values())
     counts = {group: sum(tile.group == group for tile in everything) for group in {tile.group for tile in shown}}
     of_all = "" if len(shown) == len(everything) else f"{len(shown)} of {len(everything)}: the worst, others evenly"
     broken: list[str] = []
     written = []
     for number, start in enumerate(range(0, len(shown), TILES)):
         here = shown[start : start + TILES]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(THREADS if elsewhere else os.cpu_count()) as pool:
             pictures = list(pool.map(lambda tile: picture(tile, samples, data.background), here))
         broken += [tile.row["path"] for tile, drawn in zip(here, pictures) if drawn is None and tile.row["size"]]
         path = folder / ("plan.png" if number == 0 else f"plan-{number + 1}.png")
@@ -73,6 +76,12 @@ def write(
     for old in set(folder.glob("plan-*.png")) - set(written):
         old.unlink()
     return written, broken
+
+
+def coverage(plan: dict[str, Any], pages: int) -> Row:
+    """How many pictures the sheet has, of how many, and the pages that would show all."""
+    total = len(plan["images"]) + len(plan["validation"])
+    return {"pictures": min(total, pages * TILES), "of": total, "pages_of_all": math.ceil(total / TILES)}
 
 
 def tiles(plan: dict[str, Any], data: Data) -> list[Tile]:
@@ -104,11 +113,16 @@ def remarked(row: Row, group: str, data: Data) -> Tile:
 
 
 def chosen(everything: list[Tile], room: int) -> list[Tile]:
-    """As many as there is room for, in their order: two thirds for the worst, the rest evenly from all others."""
+    """As many as there is room for, in their order: the worst of each group, and two thirds for the worst of all.
+
+    The rest is taken evenly from all others.
+    """
     if len(everything) <= room:
         return everything
     grave = sorted((n for n, tile in enumerate(everything) if tile.gravity), key=lambda n: -everything[n].gravity)
-    worst = set(grave[: room * 2 // 3])
+    groups = [tile.group for tile in everything]
+    firsts = [groups.index(group) for group in dict.fromkeys(groups)]
+    worst = set([*firsts, *grave[: room * 2 // 3]][:room])
     others = [n for n in range(len(everything)) if n not in worst]
     evenly = {others[k] for k in np.linspace(0, len(others) - 1, room - len(worst)).round().astype(int).tolist()}
     return [everything[n] for n in sorted(worst | evenly)]

@@ -25,11 +25,12 @@ from otl.tasks.run import build_skeleton, data_options, run_dir
 from otl.tasks.tables import show
 from otl.tasks.texts import Called, cut_off
 from otl.types import Problem, Sample, Size
+from otl.wording import counted
 
 log = logging.getLogger(__name__)
 
 
-def plan(settings: DictConfig, *, sheet_pages: int = 4) -> None:
+def plan(settings: DictConfig, *, sheet_pages: int = 20) -> None:
     """Print and write the plan, and draw its contact sheet.
 
     Args:
@@ -43,6 +44,7 @@ def plan(settings: DictConfig, *, sheet_pages: int = 4) -> None:
     scanned = scan(data, inpainting.mask_options(module))
     made, problems = make(settings, scanned=scanned, module=module)
     problems += disk.problems(made["disk"], settings, run_dir())
+    made["contact_sheet"] = contact.coverage(made, sheet_pages)
     write(made, run_dir())
     fatal = [problem for problem in problems if problem.fatal]
     show(made, told=[problem.message for problem in fatal])
@@ -53,13 +55,20 @@ def plan(settings: DictConfig, *, sheet_pages: int = 4) -> None:
 
 
 def draw(made: dict[str, Any], samples: list[Sample], data: Data, *, pages: int) -> None:
-    """The contact sheet, and where it is."""
+    """The contact sheet, where it is, and what it leaves out."""
+    sheet = made["contact_sheet"]
+    log.info(f"drawing the contact sheet: {sheet['pictures']} of {counted(sheet['of'], 'picture')}")
     by_path = {str(sample.path): sample for sample in samples}
     written, broken = contact.write(made, by_path, run_dir(), data, pages=pages)
     for path in broken:
         log.warning(f"{path}: cannot be decoded, though its header can be read")
     if written:
-        log.info(f"contact sheet: {', '.join(map(str, written))}")
+        log.info(f"contact sheet: {written[0]}" + (f" to {written[-1].name}" if len(written) > 1 else ""))
+    if sheet["pictures"] < sheet["of"]:
+        log.warning(
+            f"the contact sheet leaves out {sheet['of'] - sheet['pictures']} of {sheet['of']} pictures: it has the "
+            f"worst of each bucket and of all, and others evenly; task.sheet_pages={sheet['pages_of_all']} draws all"
+        )
 
 
 Scanned = tuple[list[Sample], list[Problem]]

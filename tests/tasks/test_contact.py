@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def test_of_more_than_there_is_room_for_the_worst_are_kept_and_others_evenly():
     assert contact.chosen(tiles, 100) == tiles
 
 
+def test_no_bucket_is_missing_where_there_is_not_room_for_all():
+    groups = [*["a"] * 50, "b", "c", *["d"] * 50]
+    tiles = [contact.Tile(row(str(n), (1, 1), (1, 1)), group, gravity=n) for n, group in enumerate(groups)]
+    assert {tile.group for tile in contact.chosen(tiles, 6)} == {"a", "b", "c", "d"}
+    assert len(contact.chosen(tiles, 6)) == 6
+
+
 @pytest.mark.parametrize(
     ("size", "bucket", "box"),
     [
@@ -119,7 +127,7 @@ def test_a_picture_that_cannot_be_decoded_is_crossed_out_and_named(tmp_path):
         assert (255, 0, 0) in {colour for _, colour in page.getcolors(2**24)}
 
 
-def test_a_plan_draws_as_many_pages_as_its_setting_says(tmp_path, sd15_folder):
+def test_a_plan_draws_as_many_pages_as_its_setting_says_and_says_what_it_leaves_out(tmp_path, sd15_folder):
     """130 images fill more than one page of 120."""
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -128,4 +136,6 @@ def test_a_plan_draws_as_many_pages_as_its_setting_says(tmp_path, sd15_folder):
     done = run_otl("task=plan", *line, "task.sheet_pages=1", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
     assert done.code == 0, done.err
     assert [path.name for path in (tmp_path / "run").glob("*.png")] == ["plan.png"]
-    assert "contact sheet" in done.out
+    assert "the contact sheet leaves out 10 of 130 pictures" in done.out and "task.sheet_pages=2 draws all" in done.out
+    said = json.loads((tmp_path / "run" / "plan.json").read_text())["contact_sheet"]
+    assert said == {"pictures": 120, "of": 130, "pages_of_all": 2}
