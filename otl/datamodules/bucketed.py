@@ -273,5 +273,5 @@ def report(problem: Problem) -> str:
     """A problem with the first of its files."""
     lines = [f"{problem.key}: {problem.message}", *(f"  {printable(detail)}" for detail in problem.details[:LISTED])]
     if len(problem.details) > LISTED:
-        lines.append(f"  and {len(problem.details) - LISTED} more")
+        lines.append(f"  and {len(problem.details) - LISTED} more: task=plan lists all in plan.json")
     return "\n".join(lines)

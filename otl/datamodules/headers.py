@@ -57,7 +57,9 @@ def read(file: File, limits: Limits) -> Header:
         with io.BytesIO(file.read_bytes()) if whole else file.open("rb") as opened_file:
             return examined(opened_file, limits)
     except OSError as error:  # it cannot even be opened
-        return Header(Size(0, 0), 0, "", 0, error.strerror or str(error))
+        said = error.strerror or str(error)
+        lost = isinstance(file, Path) and file.is_symlink()
+        return Header(Size(0, 0), 0, "", 0, f"it is a link that leads nowhere ({said})" if lost else said)
 
 
 def examined(file: IO[bytes], limits: Limits) -> Header:

@@ -50,10 +50,14 @@ def opened(file: IO[bytes]) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """What Pillow found wrong with a file, in words; its own name buffers."""
+    """What is wrong with a file, in words; Pillow's own name buffers."""
     if isinstance(error, UnidentifiedImageError):
         return "no image of a kind that is read"
-    return str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return "it does not fit into the memory"
+    if isinstance(error, OSError) and error.strerror:  # the disk's, not Pillow's
+        return error.strerror
+    return f"damaged or cut off: {error or type(error).__name__}"
 
 
 def orientation(image: Image.Image) -> int:

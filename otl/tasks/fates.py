@@ -214,7 +214,7 @@ def _worst(rows: list[Row], what: str, limit: float) -> list[Row]:
 
 
 def _bucket(row: Row) -> str:
-    return "x".join(map(str, row["bucket"]))
+    return "bucket {}x{}".format(*row["bucket"])
 
 
 def _images(files: list[str]) -> str:

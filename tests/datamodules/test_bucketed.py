@@ -46,7 +46,7 @@ def test_every_reason_and_file_is_in_the_error(tmp_path):
         module(data(tmp_path))
     message = str(caught.value)
     assert "data.missing_captions" in message and "data.broken_images" in message and "a.png" in message
-    assert "b09.png" in message and "b10.png" not in message and "2 more" in message
+    assert "b09.png" in message and "b10.png" not in message and "2 more: task=plan lists all in plan.json" in message
 
 
 def test_a_second_setup_does_not_scan_again(photos):

@@ -257,7 +257,7 @@ def test_a_jpeg_that_is_cut_off_is_named(tmp_path):
     path = tmp_path / "a.jpg"
     Image.effect_noise((64, 64), 90).save(path)
     path.write_bytes(path.read_bytes()[:-400])
-    with pytest.raises(SettingsError, match=r"a\.jpg: cannot be decoded \(image file is truncated"):
+    with pytest.raises(SettingsError, match=r"a\.jpg: cannot be decoded \(damaged or cut off: image file is truncated"):
         pixels(path, centred(Size(64, 64), Size(64, 64)), "white")
 
 

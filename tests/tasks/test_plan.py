@@ -153,10 +153,11 @@ def test_warnings_name_the_worst_images_first(settings, sd15_folder, awkward):
     """The longest bucket is 4:1: half of 8:1 is cut off, and a ninth of 4.5:1."""
     got = made(settings, sd15_folder, awkward, "data.warn_crop=0.1")
     assert files(got, "hard crops") == [
-        ("pan.png", "50% cut off, for 32x128"),
-        ("tower.png", "11% cut off, for 128x32"),
+        ("pan.png", "50% cut off, for bucket 32x128"),
+        ("tower.png", "11% cut off, for bucket 128x32"),
     ]
-    assert files(got, "upscales") == [("tiny.png", "x4.00, for 64x64"), ("small.png", "x2.00, for 64x64")]
+    enlarged = [("tiny.png", "x4.00, for bucket 64x64"), ("small.png", "x2.00, for bucket 64x64")]
+    assert files(got, "upscales") == enlarged
     abouts = [warning["about"] for warning in got["warnings"]]
     assert abouts.index("hard crops") < abouts.index("upscales") < abouts.index("small buckets")
     got = made(settings, sd15_folder, awkward, "data.warn_upscale=3")
