@@ -131,6 +131,15 @@ class Captions(Protocol):
         ...
 
 
+@runtime_checkable
+class Advising(Protocol):
+    """A method that knows which of its settings do not fit the layers that it has found."""
+
+    def advice(self, module: DiffusionModule) -> Iterator[Problem]:
+        """What is wrong or strange; `module` is at least a skeleton."""
+        ...
+
+
 class Captioner(Protocol):
     """What `task=caption` asks."""
 

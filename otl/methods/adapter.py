@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -22,7 +23,8 @@ from otl.methods.embeddings import Embeddings
 from otl.methods.injected import ADAPTER, adapted, live_state, own_parameters
 from otl.methods.parts import PartOptions, chosen_parts
 from otl.methods.targets import by_pattern, excluding, layers, matching
-from otl.types import AdapterLayer, AdapterState, LoraLayer, ParamGroup
+from otl.types import AdapterLayer, AdapterState, LoraLayer, ParamGroup, Problem
+from otl.wording import counted
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -38,7 +40,7 @@ class Strength(NamedTuple):
 
 
 class Adapter:
-    """Small trained matrices beside frozen layers. A kind says the rest: the class attributes and four methods.
+    """Small trained matrices beside frozen layers. A kind says the rest: the class attributes and five methods.
 
     Args:
         rank: inner dimension.
@@ -120,6 +122,13 @@ class Adapter:
 
     def network(self, state: AdapterState) -> tuple[str, dict[str, str]]:
         """kohya's names for what made the file: the Python module of the network and its arguments."""
+        raise NotImplementedError
+
+    def width(self, layer: Any) -> int | None:
+        """The largest rank that gives a layer of PEFT's more freedom; above it there are only more numbers.
+
+        None: the layer has no rank.
+        """
         raise NotImplementedError
 
     # Attaching
@@ -227,6 +236,18 @@ class Adapter:
                         parameter.data = parameter.data.float()  # beside frozen bf16: too coarse to train in
                     self.begin(layer)
 
+    def advice(self, module: DiffusionModule) -> Iterator[Problem]:
+        """Ranks above the width of their layers."""
+        wide = [
+            f"{part}.{path}: rank {layer.r[ADAPTER]}, {width} wide"
+            for part, trained in module.trained.items()
+            for path, layer in adapted(trained).items()
+            if (width := self.width(layer)) is not None and layer.r[ADAPTER] > width
+        ]
+        if wide:
+            message = f"above the width of {counted(len(wide), 'layer')}, where more of it adds numbers and no freedom"
+            yield Problem("method.rank", f"{message}; lower it, or give these layers less by method.ranks", False, wide)
+
     # Files
 
     def export(self, module: DiffusionModule, path: Path) -> Path:
@@ -255,6 +276,12 @@ class Adapter:
         usual = Counter(ranks.values()).most_common(1)[0][0]
         others = patterns({path: rank for path, rank in ranks.items() if rank != usual})
         return json.dumps(self.config(one_of(ranks), Strength(usual, usual), others, others).to_dict())
+
+
+def span(rows: int, columns: int, kernel: int = 1) -> int:
+    """The rank by which a product gives any matrix [rows, columns]; with a kernel between its factors (Tucker), any
+    tensor [rows, columns, kernel]."""
+    return max(min(rows, columns * kernel), min(columns, rows * kernel))
 
 
 def one_of(paths: Any) -> str:

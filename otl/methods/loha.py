@@ -9,7 +9,7 @@ from peft import LoHaConfig
 from peft.tuners.loha import LoHaLayer as PeftLayer
 from torch import nn
 
-from otl.methods.adapter import Adapter, Strength
+from otl.methods.adapter import Adapter, Strength, span
 from otl.methods.injected import ADAPTER, keep_autocast, replace_weights, state_of, weights_of
 from otl.types import AdapterState, LohaLayer
 
@@ -95,6 +95,13 @@ class Loha(Adapter):
 
     def fill(self, layer: Any, given: Any) -> None:
         replace_weights(layer, NAMES, given)
+
+    def width(self, layer: Any) -> int:
+        """Of each of both products: any matrix times any other is any matrix."""
+        weight = layer.get_base_layer().weight
+        if ADAPTER in layer.hada_t1:
+            return span(weight.shape[0], weight.shape[1], weight.shape[2:].numel())
+        return span(weight.shape[0], weight.shape[1:].numel())
 
     def network(self, state: AdapterState) -> tuple[str, dict[str, str]]:
         dims = {"conv_dim": str(self.rank), "conv_alpha": f"{self.alpha:g}"}

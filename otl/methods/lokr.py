@@ -9,7 +9,7 @@ from peft import LoKrConfig
 from peft.tuners.lokr import LoKrLayer as PeftLayer
 
 from otl.config import SettingsError
-from otl.methods.adapter import Adapter, Strength
+from otl.methods.adapter import Adapter, Strength, span
 from otl.methods.injected import ADAPTER, keep_autocast, replace_weights, state_of, weights_of
 from otl.types import AdapterState, LokrLayer
 
@@ -103,6 +103,17 @@ class Lokr(Adapter):
     def fill(self, layer: Any, given: Any) -> None:
         replace_weights(layer, NAMES, given)
         set_strength(layer)
+
+    def width(self, layer: Any) -> int | None:
+        """Of the narrower of the factors that are low-rank; a whole one has no rank."""
+        found = []
+        for name in ("w1", "w2"):
+            halves = getattr(layer, f"lokr_{name}_a"), getattr(layer, f"lokr_{name}_b")
+            if ADAPTER in halves[0]:
+                rank, sides = layer.r[ADAPTER], [half[ADAPTER].numel() // layer.r[ADAPTER] for half in halves]
+                middle = layer.lokr_t2[ADAPTER].numel() // rank**2 if name == "w2" and ADAPTER in layer.lokr_t2 else 1
+                found.append(span(*sides, middle))
+        return min(found, default=None)
 
     def network(self, state: AdapterState) -> tuple[str, dict[str, str]]:
         return "lycoris.kohya", {

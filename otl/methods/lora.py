@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer as PeftLayer
 from otl.config import LoraFormat, SettingsError
 from otl.formats.deltas import delta, row_norms, with_lengths
 from otl.formats.lora import FROZEN, LENGTHS
-from otl.methods.adapter import Adapter, Strength
+from otl.methods.adapter import Adapter, Strength, span
 from otl.methods.injected import ADAPTER, base_weight, state_of
 from otl.types import AdapterState, LoraLayer
 
@@ -88,6 +88,10 @@ class Lora(Adapter):
         with torch.no_grad():
             layer.lora_A[ADAPTER].weight.copy_(given.down)
             layer.lora_B[ADAPTER].weight.copy_(given.up)
+
+    def width(self, layer: Any) -> int:
+        weight = layer.get_base_layer().weight
+        return span(weight.shape[0], weight.shape[1:].numel())
 
     def network(self, state: AdapterState) -> tuple[str, dict[str, str]]:
         kernels = [layer for part in state.values() for layer in part.values() if kernel(layer) > 1]

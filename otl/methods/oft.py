@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from otl.config import LoraFormat, SettingsError
 from otl.methods.adapter import Adapter, Strength
 from otl.methods.injected import ADAPTER, state_of
 from otl.methods.rotation import RotatedLayer
-from otl.types import AdapterState, OftLayer, ParamGroup
+from otl.types import AdapterState, OftLayer, ParamGroup, Problem
+from otl.wording import counted
 
 
 class Oft(Adapter):
@@ -66,6 +68,16 @@ class Oft(Adapter):
         )
         if min(block_size, *self.ranks.values(), 2) < 2:
             raise SettingsError("method.block_size: must be at least 2, there is nothing to rotate in one output")
+        self.smaller: list[str] = []  # layers whose blocks are smaller than asked for, and why
+
+    def advice(self, module: Any) -> Iterator[Problem]:
+        """Blocks that are smaller than asked for, because that does not divide their layers' outputs."""
+        if self.smaller:
+            message = (
+                f"does not divide the outputs of {counted(len(self.smaller), 'layer')}, whose blocks are smaller; give "
+                "a number that does, or give these layers their own by method.block_sizes"
+            )
+            yield Problem("method.block_size", message, False, self.smaller)
 
     def attach(self, module: Any) -> list[ParamGroup]:
         if module.output_options.format == LoraFormat.peft:
@@ -73,6 +85,7 @@ class Oft(Adapter):
                 "output.format=peft: PEFT's OFT rotates the inputs of layers, and cannot hold rotated outputs; set "
                 "output.format=kohya"
             )
+        self.smaller = []
         return super().attach(module)
 
     def strength(self, options: Any, rank: int | None, given: Any) -> Strength:
@@ -89,6 +102,9 @@ class Oft(Adapter):
                 raise SettingsError(
                     f"method.block_size={strength.rank}: nothing up to it divides the outputs of {path}"
                 )
+            if size < strength.rank:
+                outputs = layer.weight.shape[0]
+                self.smaller.append(f"{path}: blocks of {size}, not {strength.rank}, for {outputs} outputs")
             rotated = RotatedLayer(layer, ADAPTER, size=size, dropout=self.dropout)
             setattr(part.get_submodule(parent), name, rotated.train(layer.training))
 

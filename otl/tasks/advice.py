@@ -6,18 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
-from peft.tuners.lora import LoraLayer
 
 from otl.augmentation import varying
 from otl.config import ConceptType, Data, Problem
-from otl.methods.injected import ADAPTER, adapted
 from otl.modules import stopping
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.schedules import warmup_steps
 from otl.tasks.run import plain
-from otl.types import Sample
-from otl.wording import counted
+from otl.types import Advising, Sample
 
 SEEKING = ("Prodigy", "DAdapt")  # optimizers that find their step size themselves: lr is a factor of it
 MOST_CLASS_IMAGES = 0.6  # share of an epoch
@@ -52,7 +49,7 @@ def advise(
         *of_average(settings, steps),
         *of_captions(settings, module),
         *of_validation(settings, held_out=len(samples) - len(train)),
-        *of_ranks(module),
+        *of_layers(module),
         *of_stops(settings, module, batches=batches, steps=steps),
         *module.advice(),
     ]
@@ -149,18 +146,10 @@ def of_validation(settings: DictConfig, *, held_out: int) -> Iterator[Problem]:
         yield Problem("trainer.val_check_interval", f"{message} validation")
 
 
-def of_ranks(module: DiffusionModule) -> Iterator[Problem]:
-    """Adapters whose rank is larger than their layer's narrower side: more numbers than the layer itself has there."""
-    wide = []
-    for part, trained in module.trained.items():
-        for path, layer in adapted(trained).items():
-            weight = layer.get_base_layer().weight
-            narrow = min(weight.shape[0], weight.shape[1:].numel())
-            if isinstance(layer, LoraLayer) and layer.r[ADAPTER] > narrow:
-                wide.append(f"{part}.{path}: rank {layer.r[ADAPTER]}, {narrow} wide")
-    if wide:
-        message = f"above the width of {counted(len(wide), 'layer')}, where more of it adds numbers and no freedom"
-        yield Problem("method.rank", f"{message}; lower it, or give these layers less by method.ranks", False, wide)
+def of_layers(module: DiffusionModule) -> Iterator[Problem]:
+    """What does not fit the layers that the method has found."""
+    if isinstance(module.method, Advising):
+        yield from module.method.advice(module)
 
 
 def of_stops(settings: DictConfig, module: DiffusionModule, *, batches: int, steps: int) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """All kinds of adapters: what the file says is what the live layers do, whatever goes on from it says it too."""
 
+import copy
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from otl.config import LoraFormat, Output, SettingsError
 from otl.formats.lora import kohya_key
+from otl.methods.adapter import Strength
 from otl.methods.injected import adapted, live_state
 from otl.methods.loha import Loha
 from otl.methods.lokr import Lokr
@@ -378,3 +380,45 @@ def test_training_moves_what_the_file_holds(sd15_folder, tmp_path):
     train(module, seed=7)
     after = load_file(module.export(tmp_path / "after"))
     assert all(not torch.equal(before[key], after[key]) for key in before if not key.endswith("alpha"))
+
+
+WIDTHS = [  # layer, method, the numbers of rows and columns (and of a Tucker kernel) that its products have
+    (nn.Linear(6, 4), Lora(rank=9), 4),
+    (nn.Conv2d(6, 80, 3), Lora(rank=9), 54),  # 6 * 3 * 3 columns
+    (nn.Conv2d(6, 80, 3), Dora(rank=9), 54),
+    (nn.Linear(6, 4), Loha(rank=9), 4),  # of each of both factors, whose product can be anything then
+    (nn.Conv2d(6, 80, 3), Loha(rank=9), 54),
+    (nn.Conv2d(6, 80, 3), Loha(rank=9, tucker=True), 54),  # 80 outputs by 6 * 9; inputs by 80 * 9: min(6, 720)
+    (nn.Conv2d(6, 40, 3), Loha(rank=9, tucker=True), 40),
+    (nn.Linear(64, 16), Lokr(rank=7, factor=4), 4),  # w2 is 4 x 16: low-rank below a rank of 8
+    (nn.Linear(64, 16), Lokr(rank=8, factor=4), None),  # and whole from there on
+    (nn.Linear(900, 4), Lokr(rank=8, factor=2, decompose_both=True), 2),  # w1 2 x 2 whole, w2 2 x 450
+    (nn.Linear(2500, 2500), Lokr(rank=8, decompose_both=True), 50),  # w1 and w2 50 x 50
+    (nn.Conv2d(64, 16, 3), Lokr(rank=7, factor=4), 4),  # w2 4 x 16 * 9
+    (nn.Conv2d(64, 16, 3), Lokr(rank=7, factor=4, tucker=True), 16),  # 16 by 4 * 9
+]
+
+
+@pytest.mark.parametrize(("layer", "method", "width"), WIDTHS)
+def test_a_layers_width_is_that_of_the_matrices_that_peft_makes_for_it(layer, method, width):
+    part = nn.ModuleDict({"layer": copy.deepcopy(layer)})
+    method.inject(part, {"layer": Strength(method.rank, method.alpha)}, seed=0)
+    assert method.width(adapted(part)["layer"]) == width
+
+
+@pytest.mark.parametrize(("rank", "said"), [(32, []), (33, ["method.rank"])])
+def test_a_rank_above_the_width_of_a_layer_is_said(sd15_folder, rank, said):
+    """The tiny UNet's attention is 32 and 64 wide."""
+    module = module_of(StableDiffusion, sd15_folder, Loha(rank=rank, targets=["to_q"]))
+    module.build_skeleton()
+    assert [problem.key for problem in module.method.advice(module)] == said
+
+
+def test_blocks_that_are_smaller_than_asked_for_are_said(sd15_folder):
+    """The tiny UNet's attention puts out 32 and 64 numbers: 16 divides both, 24 neither."""
+    for size, said in ((16, []), (24, ["method.block_size"])):
+        module = module_of(StableDiffusion, sd15_folder, Oft(block_size=size, targets=["to_q"]))
+        module.build_skeleton()
+        found = list(module.method.advice(module))
+        assert [(problem.key, problem.fatal) for problem in found] == [(key, False) for key in said]
+        assert all("blocks of 16, not 24, for " in detail for problem in found for detail in problem.details)
