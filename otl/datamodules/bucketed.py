@@ -88,10 +88,10 @@ class BucketedDataModule(LightningDataModule):
         if self.scanned is not None:
             return
         samples, problems = self.scanned = scan(self.data, self.inpaint)
-        _require(problems)
+        require_sound(problems)
         self.arrange(samples)
         self.problems = problems + placing(self.layout, self.validation_layout)
-        _require(self.problems)
+        require_sound(self.problems)
 
     def arrange(self, samples: list[Sample]) -> None:
         """Give the samples to train on, and those held out, their places and turns."""
@@ -256,7 +256,7 @@ def placing(train: Layout, held_out: Layout) -> list[Problem]:
     return [*found, Problem("data", f"no image is left to train on: change {keys}, or add larger images")]
 
 
-def _require(problems: list[Problem]) -> None:
+def require_sound(problems: list[Problem]) -> None:
     """Raises SettingsError: some of the problems are fatal."""
     fatal = [problem for problem in problems if problem.fatal]
     if fatal:

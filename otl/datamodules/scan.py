@@ -90,12 +90,15 @@ class Scanned:
     problems: list[Problem] = field(default_factory=list)
 
 
-def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[Sample], list[Problem]]:
+def scan(
+    data: Data | DictConfig, inpaint: Inpaint | None = None, undrawn: Sequence[Sample] = ()
+) -> tuple[list[Sample], list[Problem]]:
     """All images of `data.path` and `data.concepts`, by concept and then in the order of their source.
 
     Args:
         data: the settings.
         inpaint: where masks come from; None: there are none.
+        undrawn: class images that are still to be drawn, counted as if they were there.
 
     Returns:
         The samples, and what is wrong: fatal where the run cannot or must not go on.
@@ -118,6 +121,7 @@ def scan(data: Data | DictConfig, inpaint: Inpaint | None = None) -> tuple[list[
     problems += findings.undecoded(data)
     problems += findings.misnamed(samples, all_headers) + findings.duplicates(samples, all_headers)
     samples, uncaptioned = captions.uncaptioned(samples, data.missing_captions, captions.options(data))
+    samples += undrawn
     problems += uncaptioned + texts.malformed(samples, texts.writers(data))
     problems += mask_files.unused(data, inpaint)
     if inpaint is not None:

@@ -13,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from otl import rng
 from otl.callbacks.progress import track
-from otl.config import Data, SettingsError
+from otl.config import ConceptType, Data, SettingsError
 from otl.datamodules.captions import lines
 from otl.datamodules.scan import Source, count_pictures, sources
 from otl.formats.files import whole
 from otl.tasks.run import build_module
+from otl.types import Sample, Size
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,11 @@ def draw_missing(settings: DictConfig, *, autocast: torch.dtype | None) -> None:
         autocast: dtype of the run's mixed precision; None: none.
 
     Raises:
-        SettingsError: a concept has no prompt to draw from.
+        SettingsError: as in `lacking`.
     """
-    data: Data = OmegaConf.to_object(settings.data)  # type: ignore[assignment]
-    short = [source for source in sources(data) if missing(source)]
+    short = lacking(settings)
     if not short:
         return
-    for source in short:
-        require_prompt(source)
     if rank_zero_only.rank != 0:
         while any(missing(source) for source in short):
             time.sleep(PATIENCE)
@@ -50,6 +48,46 @@ def draw_missing(settings: DictConfig, *, autocast: torch.dtype | None) -> None:
         module.to("cuda")
     for source in short:
         draw(module, source)
+
+
+def lacking(settings: DictConfig) -> list[Source]:
+    """The concepts that have fewer images than they ask for.
+
+    Raises:
+        SettingsError: one has no prompt to draw from.
+    """
+    data: Data = OmegaConf.to_object(settings.data)  # type: ignore[assignment]
+    short = [source for source in sources(data) if missing(source)]
+    for source in short:
+        require_prompt(source)
+    return short
+
+
+def undrawn(settings: DictConfig, side: int) -> list[Sample]:
+    """What `draw_missing` would draw, without pixels: to be planned with before any weight is loaded.
+
+    Args:
+        side: of the pictures, pixels.
+    """
+    return [
+        Sample(
+            source.folder / file_name(number),
+            Size(side, side),
+            [lines(source.prompt or "")[number % len(lines(source.prompt or ""))]],
+            concept=source.concept,
+            weight=source.weight,
+            prior=source.type == ConceptType.prior,
+        )
+        for source in lacking(settings)
+        for number in numbers(source)
+    ]
+
+
+def numbers(source: Source) -> list[int]:
+    """Of the pictures that are still to be drawn."""
+    assert source.folder is not None
+    free = [number for number in range(source.generate) if not (source.folder / file_name(number)).exists()]
+    return free[: missing(source)]
 
 
 def require_prompt(source: Source) -> None:
@@ -77,13 +115,12 @@ def draw(module: Any, source: Source) -> None:
     assert folder is not None and source.prompt is not None
     prompts = lines(source.prompt)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = missing(source)
-    log.info(f"{source.key}: drawing {wanted} class images of {source.prompt!r} into {folder}")
-    numbers = [number for number in range(source.generate) if not (folder / file_name(number)).exists()][:wanted]
+    wanted = numbers(source)
+    log.info(f"{source.key}: drawing {len(wanted)} class images of {source.prompt!r} into {folder}")
     for start in track(
-        range(0, wanted, options.batch_size), "batches of class images", -(-wanted // options.batch_size)
+        range(0, len(wanted), options.batch_size), "batches of class images", -(-len(wanted) // options.batch_size)
     ):
-        chosen = numbers[start : start + options.batch_size]
+        chosen = wanted[start : start + options.batch_size]
         drawn = module.draw(
             [prompts[number % len(prompts)] for number in chosen],
             [rng.key(module.seed, source.concept, file_name(number)) % 2**31 for number in chosen],

@@ -10,14 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from otl.config import Data, MaskSource, SettingsError
-from otl.datamodules.bucketed import laid_out, placing, report
+from otl.config import Data, MaskSource
+from otl.datamodules.bucketed import laid_out, placing, require_sound
 from otl.datamodules.scan import scan
 from otl.datamodules.shapes import shown_at
 from otl.formats.files import whole
 from otl.modules import inpainting, prior
 from otl.modules.base import DiffusionModule
-from otl.tasks import contact, disk, memory
+from otl.tasks import classes, contact, disk, memory
 from otl.tasks.advice import advise
 from otl.tasks.fates import of_images, warning
 from otl.tasks.precision import choose
@@ -50,8 +50,7 @@ def plan(settings: DictConfig, *, sheet_pages: int = 20) -> None:
     show(made, told=[problem.message for problem in fatal])
     if sheet_pages:
         draw(made, scanned[0], data, pages=sheet_pages)
-    if fatal:
-        raise SettingsError("\n".join(map(report, fatal)))
+    require_sound(problems)
 
 
 def draw(made: dict[str, Any], samples: list[Sample], data: Data, *, pages: int) -> None:
@@ -124,6 +123,14 @@ def make(
     advice = advise(settings, module, samples, batches=batches, steps=steps, concepts=concepts)
     made["warnings"] += map(warning, advice)
     return made, problems + advice
+
+
+def undrawn(settings: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
+    """The plan as it will be when the class images are drawn that are not there yet."""
+    module = build_skeleton(settings)
+    coming = classes.undrawn(settings, module.data_resolution)
+    scanned = scan(data_options(settings, module), inpainting.mask_options(module), coming)
+    return make(settings, scanned=scanned, module=module)
 
 
 def untaught(module: DiffusionModule, samples: list[Sample], called: Called) -> list[Problem]:

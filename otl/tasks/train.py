@@ -24,7 +24,7 @@ from otl.callbacks.progress import track
 from otl.callbacks.sampling import Sampling
 from otl.callbacks.stops import at_once
 from otl.config import RunEnded, SettingsError
-from otl.datamodules.bucketed import BucketedDataModule, report
+from otl.datamodules.bucketed import BucketedDataModule, report, require_sound
 from otl.formats.files import FAILING, DiskError, named
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
@@ -64,7 +64,10 @@ def run(settings: DictConfig, folder: Path) -> None:
     tf32 = allow_tf32(precision, accelerator=settings.trainer.accelerator)
     log.info(f"precision {precision.name}: {precision.reason}{'; what is left in fp32 is computed in TF32' * tf32}")
     seed_everything(settings.seed, verbose=False)
-    classes.draw_missing(settings, autocast=precision.autocast)
+    if classes.lacking(settings):  # whatever is wrong is told before weights are loaded to draw them
+        made, problems = plan.undrawn(settings)
+        require_sound(problems + disk.problems(made["disk"], settings, folder))
+        classes.draw_missing(settings, autocast=precision.autocast)
     module = build_module(settings)
     module.run_dir, module.track = folder, track
     module.autocast_dtype, module.precision_name = precision.autocast, precision.name
@@ -78,8 +81,7 @@ def run(settings: DictConfig, folder: Path) -> None:
         for problem in problems:
             if not problem.fatal:
                 log.warning(report(problem))
-        if fatal := [problem for problem in problems if problem.fatal]:
-            raise SettingsError("\n".join(map(report, fatal)))
+        require_sound(problems)
         plan.write(made, folder)
     if not data.validation_samples:
         trainer.limit_val_batches = 0  # else Lightning prepares for it after each epoch

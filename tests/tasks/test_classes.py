@@ -6,6 +6,7 @@ from PIL import Image
 
 from otl.config import SettingsError
 from otl.datamodules.scan import scan
+from otl.tasks import plan
 from otl.tasks.classes import draw_missing
 
 
@@ -101,3 +102,34 @@ def test_a_run_draws_them_and_trains_on_them_as_prior(composed, tmp_path):
     train(cfg, tmp_path / "run")
     assert (tmp_path / "run" / "final.safetensors").is_file()
     assert len(list((tmp_path / "dogs").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("scheduler.warmup=20", r"scheduler\.warmup: .* the run has 20"),  # 4 images, 5 epochs
+        ("method.targets=[no_such_layer]", r"method\.targets: 'no_such_layer' matches no layer"),
+    ],
+)
+def test_what_is_wrong_is_told_before_weights_are_loaded_to_draw(composed, tmp_path, monkeypatch, line, said):
+    from otl.tasks.train import train
+
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "photos" / "mine.png")
+    monkeypatch.setattr("otl.modules.loading.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    (tmp_path / "run").mkdir()
+    with pytest.raises(SettingsError, match=said):
+        train(
+            composed(f"data.path={tmp_path / 'photos'}", "data.prompt=sks", "trainer.max_epochs=5", line),
+            tmp_path / "run",
+        )
+    assert not (tmp_path / "dogs").exists()
+
+
+def test_class_images_that_are_still_to_be_drawn_count_for_the_rules(composed, tmp_path, monkeypatch):
+    """Of 4 images, in 5 epochs, 20 steps: a warm-up of 19 is right, though only one image is there."""
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64), (200, 0, 0)).save(tmp_path / "photos" / "mine.png")
+    line = [f"data.path={tmp_path / 'photos'}", "data.prompt=sks", "trainer.max_epochs=5", "scheduler.warmup=19"]
+    made, problems = plan.undrawn(composed(*line))
+    assert made["total_steps"] == 20 and [problem for problem in problems if problem.fatal] == []
