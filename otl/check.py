@@ -11,9 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from otl import conflicts
 from otl.config import Problem, SettingsError
+from otl.method_conflicts import of_method
 from otl.ranges import out_of_range
 from otl.signatures import Signature, Type, Unknown, describe, fits, signature
 from otl.sources import NoSuchName
+from otl.training_conflicts import of_training
 from otl.trust import refused, secrets
 from otl.wording import as_number, joined, meant, nearest, show
 
@@ -82,8 +84,11 @@ def check(cfg: DictConfig) -> list[Problem]:
             problems.append(Problem(f"{group}.{name}", f"{show(value)} would have no effect: it needs task={task}"))
     problems += secrets(settings)
     known = {problem.key for problem in problems}
-    found = [*out_of_range(settings), *conflicts.of_data(settings.get("data") or {})]
-    return problems + [problem for problem in found if problem.key not in known]
+    found = [*out_of_range(settings), *conflicts.of_data(settings.get("data") or {}), *of_training(settings)]
+    problems += [problem for problem in found if problem.key not in known]
+    if not any(problem.key.startswith(("method", "model")) for problem in problems):  # else they have no types to trust
+        problems += of_method(settings)
+    return problems
 
 
 def _plain(node: DictConfig | ListConfig, prefix: str, problems: list[Problem]) -> Any:

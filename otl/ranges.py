@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from otl.augmentation import without_effect
-from otl.config import ARCHIVES, MANIFESTS, TABLES, Inpaint, Loss, NoiseOptions, Problem
+from otl.config import ARCHIVES, MANIFESTS, TABLES, Inpaint, Loss, NoiseOptions, Problem, assets_dir
 from otl.epochs import ACCEPTED, is_stop
 from otl.signatures import Unknown
 from otl.urls import hub_hint, is_url, unreadable
@@ -22,10 +22,25 @@ DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", 
 CACHE = "otl.tasks.cache.cache"
 REPEAT = "otl.tasks.repeat.repeat"
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "fp32", "fp16", 32, 16)
+STRATEGIES = (  # Lightning's names; others, such as ModelParallelStrategy, are given by trainer.strategy._target_
+    "auto",
+    *("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"),
+    *(
+        f"{kind}_find_unused_parameters_{each}"
+        for kind in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+        for each in ("true", "false")
+    ),
+    *("fsdp", "fsdp_cpu_offload", "deepspeed", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload"),
+    *("deepspeed_stage_3", "deepspeed_stage_3_offload", "deepspeed_stage_3_offload_nvme"),
+    *("single_device", "single_xla", "xla_debug", "xla", "single_tpu"),
+)
 CHOICES: dict[str, tuple[Any, ...]] = {
     "output.dtype": ("fp32", "fp16", "bf16"),
     "trainer.precision": PRECISIONS,
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.strategy": (None, *STRATEGIES),
+    "trainer.profiler": (None, "simple", "advanced", "pytorch", "xla"),
+    "trainer.gradient_clip_algorithm": (None, "norm", "value"),
 }
 WORDED = {"trainer.devices": "at least 1; auto or -1: all; a list: numbers of GPUs from 0"}  # ranges that need words
 
@@ -147,6 +162,7 @@ RANGES = {  # `*` stands for one name
     "masker.threshold": SHARE,
     "masker.tolerance": Range(0, 255),
     "masker.side": COUNT,
+    "masker.std": POSITIVE,
     "task.sheet_pages": Range(0),
     "seed": Range(0),
     "model.chunks": COUNT,
@@ -256,7 +272,7 @@ def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
                     yield from _check_number(full, number, accepted)
     for key, choices in CHOICES.items():
         if key in leaves and leaves[key] is not Unknown and leaves[key] not in choices:
-            names = list(dict.fromkeys(str(choice) for choice in choices))
+            names = list(dict.fromkeys(map(show, choices)))
             message = f"{show(leaves[key])} is not accepted: must be {', '.join(names)}{meant(leaves[key], names)}"
             yield Problem(key, message)
     low, high = leaves.get("noise.min_timestep"), leaves.get("noise.max_timestep")
@@ -266,7 +282,8 @@ def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
     yield from without_effect(settings.get("data") or {})
     yield from _check_inpaint(settings.get("inpaint") or {})
     yield from _check_canvases(settings.get("sample") or {})
-    yield from _check_background(settings)
+    yield from _check_colours(settings)
+    yield from _check_masker(settings.get("masker") or {})
     yield from _check_devices((settings.get("trainer") or {}).get("devices", 1))
     yield from _check_paths(settings)
 
@@ -342,17 +359,27 @@ def _check_number(key: str, value: Any, accepted: Range) -> list[Problem]:
     return [] if accepted.accepts(value) else [Problem(key, f"{value} is not accepted: must be {accepted}")]
 
 
-def _check_background(settings: dict[str, Any]) -> Iterator[Problem]:
-    colour = settings.get("data", {}).get("background", "white")
-    if colour in {"white", "black"} or colour is Unknown:
-        return
-    from PIL import ImageColor  # only here: the usual colours need no import
+def _check_colours(settings: dict[str, Any]) -> Iterator[Problem]:
+    """The one under transparent pixels, and those that become masks."""
+    given = {"data.background": (settings.get("data") or {}).get("background", "white")}
+    given |= _each("masker.colours", (settings.get("masker") or {}).get("colours"))
+    for key, colour in given.items():
+        if colour in {"white", "black"} or colour is Unknown:
+            continue
+        from PIL import ImageColor  # only here: the usual colours need no import
 
-    try:
-        ImageColor.getrgb(colour)
-    except ValueError:
-        hint = meant(colour, list(ImageColor.colormap))
-        yield Problem("data.background", f"{colour} is no colour: give a name such as white, or #rrggbb{hint}")
+        try:
+            ImageColor.getrgb(colour)
+        except ValueError:
+            hint = meant(colour, list(ImageColor.colormap))
+            yield Problem(key, f"{colour} is no colour: give a name such as white, or #rrggbb{hint}")
+
+
+def _check_masker(masker: dict[str, Any]) -> Iterator[Problem]:
+    """What is to be white, where that is asked for."""
+    for name, such in (("prompts", "[a dog]"), ("colours", "[lime]")):
+        if masker.get(name) == []:
+            yield Problem(f"masker.{name}", f"there are none; name what is to be white, such as 'masker.{name}={such}'")
 
 
 def _check_devices(devices: Any) -> Iterator[Problem]:
@@ -396,6 +423,7 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
     for key, group in {"data": data, **{f"data.concepts.{name}": each for name, each in concepts.items()}}.items():
         if isinstance(group.get("mask_folder"), str) and task != "otl.tasks.mask.mask":  # which makes it
             yield from _check_folder(f"{key}.mask_folder", group["mask_folder"])
+    yield from _check_config(settings.get("model") or {})
     name = (settings.get("output") or {}).get("name")
     if isinstance(name, str) and (Path(name).name != name or name.startswith(".")):
         yield Problem("output.name", f"{name!r} is no plain file name: results stay in the run's folder, hydra.run.dir")
@@ -403,6 +431,15 @@ def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
     if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
         yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
     yield from _check_manifest(settings.get("manifest"), repeats=task == REPEAT)
+
+
+def _check_config(model: dict[str, Any]) -> Iterator[Problem]:
+    """The description of a checkpoint's networks, which ships with OTL."""
+    config, own = model.get("config"), str(model.get("_target_")).startswith("otl.")
+    folder = assets_dir() / "configs"
+    if own and isinstance(config, str) and not (folder / config).is_dir():
+        there = sorted(path.name for path in folder.iterdir())
+        yield Problem("model.config", f"{config} is none of {', '.join(there)}{meant(config, there)}")
 
 
 def _drawn(concept: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from otl.modules.base import DiffusionModule
+
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+"""Of frozen weights; auto: the precision's own."""
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+"""What a denoiser over discrete timesteps predicts."""
 
 Cond = dict[str, Tensor]
 """What a family's text encoders give; axis 0 is the batch."""

@@ -217,7 +217,7 @@ def test_numbers_out_of_range_are_refused(settings, lines, key, text):
     ],
 )
 def test_what_the_trainer_takes_is_accepted(settings, line):
-    assert check(settings("data.path=.", line)) == []
+    assert check(settings("data.path=.", "data.validation_share=0.1", line)) == []
 
 
 @pytest.mark.parametrize("line", ["method.factor=-1", "method.factor=2"])
@@ -235,8 +235,8 @@ def test_a_number_with_a_meaning_of_its_own_is_accepted_beside_the_range(setting
         ([f"inpaint.{form}=0" for form in ("boxes", "brushes", "ellipses", "whole")], "inpaint.whole", "all 0"),
         (["data.mask_folder=no/where"], "data.mask_folder", "does not exist"),
         (["inpaint.masks=files", "inpaint.boxes=1"], "inpaint.boxes", "needs inpaint.masks=generated or both"),
-        (["sample.image=no.png"], "sample.image", "no.png: there is no such file"),
-        (["sample.mask=[no.png, 3]"], "sample.mask", "3 is not accepted"),
+        (["sample.image=no.png", f"sample.mask={__file__}"], "sample.image", "no.png: there is no such file"),
+        (["sample.mask=[3]", f"sample.image={__file__}"], "sample.mask", "3 is not accepted"),
     ],
 )
 def test_masks_that_cannot_be_made_are_refused(settings, lines, key, text):
@@ -247,7 +247,10 @@ def test_masks_that_cannot_be_made_are_refused(settings, lines, key, text):
 def test_settings_of_masks_that_make_sense_are_accepted(settings, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     masks = ["inpaint.masks=both", f"data.mask_folder={tmp_path}", "inpaint.whole=1", "inpaint.resize=area"]
-    assert check(settings("data.path=.", *masks, f"sample.image=[{tmp_path}/a.png]", "sample.mask=null")) == []
+    assert (
+        check(settings("data.path=.", *masks, f"sample.image=[{tmp_path}/a.png]", f"sample.mask={tmp_path}/a.png"))
+        == []
+    )
 
 
 def test_the_folder_of_class_images_need_not_be_there_where_they_are_drawn(settings, tmp_path):

@@ -16,6 +16,7 @@ NEEDED = {  # what has no default, and has to be given
     "masker/text": ["masker.prompts=[a dog]"],
     "masker/colour": ["masker.colours=[lime]"],
     "masker/subject": ["masker.checkpoint=u2net.onnx"],
+    "method/embedding": ["method.embeddings.cat.init=cat"],
 }
 MOST_CHANGED = [
     *(f"data.{name}" for name in ("path", "prompt", "concepts", "resolution", "batch_size")),

@@ -30,7 +30,7 @@ LINES = sorted({line.strip() for text in TEXTS.values() for line in COMMAND.find
 LINKS = [(page, link) for page, text in TEXTS.items() for link in re.findall(r"\]\((?!https?:)([^)#]+)", text)]
 FOLDER = re.compile(r"(?:data\.path|data\.concepts\.\w+\.path|--config-dir)[= ](\S+)")
 
-FILE = re.compile(r"(?:sample\.(?:image|mask)|manifest)=(\S+)")
+FILE = re.compile(r"(?:sample\.(?:image|mask)|manifest|method\.from_file)=(\S+)")
 
 
 def section(title: str) -> str:

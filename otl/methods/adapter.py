@@ -17,11 +17,12 @@ from torch import nn
 from otl import rng
 from otl.config import LoraFormat, SettingsError
 from otl.formats import lora as lora_file
-from otl.methods import exporting
+from otl.methods import exporting, specs
 from otl.methods.continuing import continued
 from otl.methods.embeddings import Embeddings
 from otl.methods.injected import ADAPTER, adapted, live_state, own_parameters
-from otl.methods.parts import PartOptions, chosen_parts
+from otl.methods.parts import PartOptions, by_pipeline_name, check_sizes, chosen_parts
+from otl.methods.patterns import as_list, starting_file
 from otl.methods.targets import by_pattern, excluding, layers, matching
 from otl.types import AdapterLayer, AdapterState, LoraLayer, ParamGroup, Problem
 from otl.wording import counted
@@ -63,6 +64,7 @@ class Adapter:
     continues: ClassVar[tuple[str, ...]]  # the kinds of files it can go on from
     part_settings: ClassVar[tuple[str, ...]] = ("lr", "rank", "alpha", "stop_after")
     size_setting: ClassVar[str] = "ranks"  # the setting behind `ranks`, for errors
+    writes_peft: ClassVar[bool] = True  # whether PEFT's format has it
 
     def __init__(
         self,
@@ -85,23 +87,15 @@ class Adapter:
             raise SettingsError(f"method.alpha={alpha}: must be above 0")
         if not 0 <= dropout < 1:
             raise SettingsError(f"method.dropout={dropout}: must be in 0..1, 1 excluded")
-        for pattern, size in (ranks or {}).items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise SettingsError(f"method.{self.size_setting}.{pattern}={size}: must be a whole number, at least 1")
-        if targets == "file" and from_file is None:
-            raise SettingsError("method.targets=file means the layers of method.from_file, which is not given")
+        check_sizes(ranks or {}, self.size_setting)
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
-        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude or [])
+        self.exclude = as_list(exclude)
         self.ranks = ranks or {}
         self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}}, accepted=self.part_settings)
-        self.from_file = Path(from_file).expanduser() if from_file is not None else None
-        if self.from_file is not None and not self.from_file.exists():
-            raise SettingsError(f"method.from_file={from_file}: there is no such file")
+        self.from_file = starting_file(from_file, targets)
         self.embeddings, self.bundle_embeddings = Embeddings(embeddings, templates), bundle_embeddings
-        if bundle_embeddings and not self.embeddings:
-            raise SettingsError(
-                "method.bundle_embeddings=true: there are no embeddings; give one, method.embeddings.NAME.init=WORD"
-            )
+        if bundle_embeddings:
+            specs.require(self.embeddings.specs, "method.bundle_embeddings=true")
 
     def captions(self, concept: str) -> list[str]:
         """Of an image of `concept` that has none of its own: the templates around an embedding's placeholder."""
@@ -164,15 +158,7 @@ class Adapter:
         Raises:
             SettingsError: a part takes no adapter, or is named twice.
         """
-        options: dict[str, PartOptions] = {}
-        for key, settings in self.parts.items():
-            name = module.part_name(key)
-            if name not in module.lora_targets:
-                raise SettingsError(f"method.parts.{key}: {name} takes no adapter; {', '.join(module.lora_targets)} do")
-            if name in options:
-                raise SettingsError(f"method.parts.{key}: {name} is named twice; leave one of the two out")
-            options[name] = settings
-        return options
+        return by_pipeline_name(self.parts, module.part_name, trainable=module.lora_targets)
 
     def chosen(
         self, module: DiffusionModule, options: dict[str, PartOptions], given: AdapterState

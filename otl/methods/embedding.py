@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otl.config import SettingsError
+from otl.methods import specs
 from otl.methods.embeddings import Embeddings
 from otl.types import ParamGroup
 
@@ -26,10 +26,7 @@ class Embedding:
 
     def __init__(self, *, embeddings: dict[str, Any], templates: str | list[str] | None = None) -> None:
         self.embeddings = Embeddings(embeddings, templates)
-        if not self.embeddings:
-            raise SettingsError(
-                "method.embeddings: none is named; give one and the word it starts as, method.embeddings.NAME.init=WORD"
-            )
+        specs.require(self.embeddings.specs, "method.embeddings")
 
     def captions(self, concept: str) -> list[str]:
         """Of an image of `concept` that has none of its own: the templates around an embedding's placeholder."""

@@ -40,11 +40,8 @@ class Embeddings:
     def __init__(self, settings: dict[str, Any] | None, templates: str | list[str] | None) -> None:
         self.specs = specs.parse(settings)
         self.templates = sentences.chosen(templates)
-        if self.templates and not self.specs:
-            raise SettingsError(
-                f"method.templates={show(templates)}: there are no embeddings whose placeholder these captions could "
-                "have; give one, method.embeddings.NAME.init=WORD"
-            )
+        if self.templates:
+            specs.require(self.specs, f"method.templates={show(templates)}")
         self.pattern = specs.pattern(self.specs.values())
         self.counts: dict[str, int] = {}  # name -> vectors; known once attached, as is the rest
         self.rows: dict[str, Rows] = {}  # text encoder -> what is new in it
@@ -115,10 +112,7 @@ class Embeddings:
             raise SettingsError(
                 f"method.embeddings: {type(module).__name__} has no text encoder, so no word can be taught"
             )
-        if (name := module.output_options.name) in self.specs:
-            raise SettingsError(
-                f"method.embeddings.{name}: output.name={name} already names the run's result: rename one of them"
-            )
+        specs.refuse_name(self.specs, module.output_options.name)
 
     def enlarge(self, module: DiffusionModule, encoder: str, loaded: dict[str, dict[str, Tensor]]) -> None:
         """The new words in one text encoder and its tokenizer."""

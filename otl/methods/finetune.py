@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
-from otl.config import CheckpointFormat, SettingsError
+from otl.config import CheckpointFormat
 from otl.formats import stored
 from otl.formats.files import whole
 from otl.formats.folder import DTYPES
 from otl.formats.modelspec import checkpoint_metadata, with_hash
 from otl.methods.embeddings import Embeddings
-from otl.methods.parts import PartOptions, chosen_parts
+from otl.methods.forms import require_single_file
+from otl.methods.parts import OF_EACH, PartOptions, by_pipeline_name, chosen_parts
+from otl.methods.patterns import as_list
 from otl.methods.targets import excluding, matching
 from otl.types import ParamGroup, Size
 
@@ -34,6 +36,8 @@ class Finetune:
         templates: captions of images that have none: "object", "style", or sentences with {} for the placeholder.
     """
 
+    part_settings: ClassVar[tuple[str, ...]] = OF_EACH
+
     def __init__(
         self,
         *,
@@ -44,9 +48,9 @@ class Finetune:
         templates: str | list[str] | None = None,
     ) -> None:
         self.targets = targets
-        self.exclude = [exclude] if isinstance(exclude, str) else list(exclude or [])
+        self.exclude = as_list(exclude)
         self.embeddings = Embeddings(embeddings, templates)
-        self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}})
+        self.parts = chosen_parts(parts if parts is not None else {"denoiser": {}}, accepted=self.part_settings)
         self.whole_parts = tuple(self.parts)
 
     def captions(self, concept: str) -> list[str]:
@@ -56,11 +60,8 @@ class Finetune:
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
         """One group of fp32 parameters for each part, and those of the embeddings."""
         single = module.output_options.checkpoint_format == CheckpointFormat.single_file
-        if single and not module.writes_file:
-            raise SettingsError(
-                f"output.checkpoint_format=single_file: no program reads a whole "
-                f"{type(module).__name__} from one file; leave it at diffusers"
-            )
+        if single:
+            require_single_file(type(module).__name__, written=module.writes_file)
         options = self.options_by_part(module)
         groups = []
         for name, paths in self.chosen(module, list(options)).items():
@@ -79,15 +80,8 @@ class Finetune:
         Raises:
             SettingsError: a part is not there, is the image encoder, or is named twice.
         """
-        options: dict[str, PartOptions] = {}
-        for key, settings in self.parts.items():
-            name = module.part_name(key)
-            if name == module.image_encoder:
-                raise SettingsError(f"method.parts.{key}: the image encoder cannot be trained by this method")
-            if name in options:
-                raise SettingsError(f"method.parts.{key}: {name} is named twice; leave one of the two out")
-            options[name] = settings
-        return options
+        trainable = [name for name in module.part_names if name != module.image_encoder]
+        return by_pipeline_name(self.parts, module.part_name, trainable=trainable)
 
     def chosen(self, module: DiffusionModule, parts: list[str]) -> dict[str, list[str]]:
         """part -> paths of the layers that train.

@@ -9,6 +9,7 @@ from torch import nn
 
 from otl.config import SettingsError
 from otl.methods.finetune import Finetune
+from otl.methods.forms import require_inpainting
 from otl.types import ParamGroup
 
 if TYPE_CHECKING:
@@ -37,12 +38,7 @@ class Inpaint(Finetune):
 
     def refuse(self, module: DiffusionModule) -> None:
         """Raises SettingsError: the family has no inpainting form, or the new channels would not be trained."""
-        family = type(module).__name__
-        if module.inpaint_pipeline_class is None:
-            raise SettingsError(
-                f"method=inpaint: {family} has no inpainting form: no program would feed its denoiser a mask. Stable "
-                "Diffusion 1.5, 2 and XL have one"
-            )
+        require_inpainting(type(module).__name__, there=module.inpaint_pipeline_class is not None)
         if module.denoiser not in map(module.part_name, self.parts):
             raise SettingsError(
                 "method.parts.denoiser: the denoiser gets new input channels, and they do nothing unless it trains; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from peft import LoraConfig
@@ -18,7 +18,7 @@ from otl.types import AdapterState, LoraLayer
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
 
-READERS = ("comfyui", "lycoris")
+Reader = Literal["comfyui", "lycoris"]
 
 
 class Lora(Adapter):
@@ -130,7 +130,7 @@ class Dora(Lora):
         rank: int = 16,
         alpha: float = 16.0,
         dropout: float = 0.0,
-        reader: str = "comfyui",
+        reader: Reader = "comfyui",
         targets: str | list[str] = "attn-mlp",
         exclude: str | list[str] | None = None,
         ranks: dict[str, int] | None = None,
@@ -153,8 +153,8 @@ class Dora(Lora):
             templates=templates,
             bundle_embeddings=bundle_embeddings,
         )
-        if reader not in READERS:
-            raise SettingsError(f"method.reader={reader}: must be {' or '.join(READERS)}")
+        if reader not in get_args(Reader):
+            raise SettingsError(f"method.reader={reader}: must be {' or '.join(get_args(Reader))}")
         self.reader = reader
 
     def begin(self, layer: Any) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from otl.config import LoraFormat, SettingsError
 from otl.methods.adapter import Adapter, Strength
+from otl.methods.forms import require_peft
 from otl.methods.injected import ADAPTER, state_of
 from otl.methods.rotation import RotatedLayer
 from otl.types import AdapterState, OftLayer, ParamGroup, Problem
@@ -38,6 +39,7 @@ class Oft(Adapter):
     continues = ("OFT",)
     part_settings = ("lr", "stop_after")
     size_setting = "block_sizes"
+    writes_peft = False
 
     def __init__(
         self,
@@ -81,10 +83,7 @@ class Oft(Adapter):
 
     def attach(self, module: Any) -> list[ParamGroup]:
         if module.output_options.format == LoraFormat.peft:
-            raise SettingsError(
-                "output.format=peft: PEFT's OFT rotates the inputs of layers, and cannot hold rotated outputs; set "
-                "output.format=kohya"
-            )
+            require_peft(written=self.writes_peft)
         self.smaller = []
         return super().attach(module)
 

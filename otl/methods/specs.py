@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -56,6 +56,21 @@ def parse(settings: dict[str, Any] | None) -> dict[str, Spec]:
     specs = {str(name): spec(str(name), given or {}) for name, given in (settings or {}).items()}
     refuse_twins(specs.values())
     return specs
+
+
+def require(specs: Collection[str], asked: str) -> None:
+    """Raises SettingsError: there is no embedding, and `asked`, a setting, is for some."""
+    if not specs:
+        ways = "give one and the word it starts as, method.embeddings.NAME.init=WORD"
+        raise SettingsError(f"{asked}: there are no embeddings; {ways}")
+
+
+def refuse_name(specs: Collection[str], result: str) -> None:
+    """Raises SettingsError: an embedding's file would have the name of the run's result."""
+    if result in specs:
+        raise SettingsError(
+            f"method.embeddings.{result}: output.name={result} already names the run's result: rename one of them"
+        )
 
 
 def spec(name: str, given: Any) -> Spec:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
 from torch import nn
 
 from otl.config import SettingsError
+from otl.methods.patterns import compiled, preset
 
 
 def layers(part: nn.Module) -> list[str]:
@@ -109,26 +109,6 @@ def by_pattern(chosen: dict[str, list[str]], values: dict[str, int], *, setting:
         for part, name in new:
             given[part][name] = value
     return given
-
-
-def preset(name: str, presets: dict[str, list[str]]) -> list[str]:
-    """A preset's patterns; any other word is taken as one pattern."""
-    if name in presets:
-        return presets[name]
-    close = difflib.get_close_matches(name, presets, n=1, cutoff=0.7)
-    if close:
-        raise SettingsError(
-            f"method.targets={name}: did you mean {close[0]}? Presets: {', '.join(presets)}; a pattern of that name is "
-            f"a list, [{name}]"
-        )
-    return [name]
-
-
-def compiled(pattern: str, setting: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise SettingsError(f"method.{setting}: {pattern!r} is no regular expression ({error})") from error
 
 
 def kinds_of(chosen: dict[str, list[str]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from otl.config import SettingsError
+from otl.wording import meant
 
 OBJECT = (
     "a photo of {}",
@@ -46,6 +47,7 @@ def chosen(templates: str | list[str] | None) -> tuple[str, ...]:
         if templates not in SETS:
             raise SettingsError(
                 f"method.templates={templates}: give {' or '.join(SETS)}, or a list such as ['a photo of {{}}']"
+                f"{meant(templates, list(SETS))}"
             )
         return SETS[templates]
     for template in templates:

@@ -25,7 +25,7 @@ from otl.formats.single_file import TextLayout
 from otl.modules import drawing, inpainting
 from otl.modules.networks import Networks
 from otl.modules.training import Training
-from otl.types import Batch, Cond, Method, Noise, ParamGroup, Problem, Size
+from otl.types import Batch, Cond, Dtype, Method, Noise, ParamGroup, Prediction, Problem, Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,8 +79,8 @@ class DiffusionModule(Networks, Training):
         *,
         config: str | None = None,
         native_resolution: int | None = None,
-        dtype: str = "auto",
-        prediction: str | None = None,
+        dtype: Dtype = "auto",
+        prediction: Prediction | None = None,
         zero_terminal_snr: bool | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:

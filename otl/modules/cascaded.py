@@ -24,7 +24,7 @@ from otl.modules.base import DiffusionModule
 from otl.modules.efficientnet import EfficientNetEncoder
 from otl.modules.networks import fingerprint
 from otl.modules.stable_diffusion import without_autocast
-from otl.types import Cond, Size
+from otl.types import Cond, Dtype, Size
 
 # A picture is shrunk before it is encoded: 1024 pixels become 768, and those 24 latents; 512 became 384 in Wuerstchen's
 # training code. So a latent stands for 42.67 pixels, the resolution_multiple of the stock pipelines.
@@ -68,7 +68,7 @@ class CascadedModule(DiffusionModule):
         *,
         effnet: str,
         decoder: str | None = None,
-        dtype: str = "auto",
+        dtype: Dtype = "auto",
         p2_gamma: float = 1.0,
         gradient_checkpointing: bool = False,
     ) -> None:

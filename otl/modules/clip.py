@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from otl.modules.base import DiffusionModule
+from otl.types import Dtype, Prediction
 
 
 class ClipModule(DiffusionModule):
@@ -33,8 +34,8 @@ class ClipModule(DiffusionModule):
         *,
         config: str | None = None,
         native_resolution: int | None = None,
-        dtype: str = "auto",
-        prediction: str | None = None,
+        dtype: Dtype = "auto",
+        prediction: Prediction | None = None,
         zero_terminal_snr: bool | None = None,
         gradient_checkpointing: bool = False,
         chunks: int = 1,

@@ -236,18 +236,7 @@ def first_canvas(sample: Sample, size: Size, background: str, *, options: Inpain
 
 
 def check_canvases(options: SampleOptions) -> None:
-    """Headers only. Raises SettingsError: pictures without masks or the other way round, not as many as prompts, or one
-    that cannot be used."""
-    if (options.image is None) != (options.mask is None):
-        given, absent = ("image", "mask") if options.mask is None else ("mask", "image")
-        raise SettingsError(f"sample.{given}={getattr(options, given)}: give sample.{absent} too, one needs the other")
-    for key in ("image", "mask"):
-        value = getattr(options, key)
-        if isinstance(value, list) and len(value) not in (1, len(options.prompts)):
-            raise SettingsError(
-                f"sample.{key} lists {len(value)} files for {len(options.prompts)} prompts: give one for each, or one "
-                "for all"
-            )
+    """Headers only. Raises SettingsError: one cannot be used."""
     for image, mask in pairs(options):
         checked_size(image, mask)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from otl import loss, noise
 from otl.config import SettingsError
 from otl.formats.stored import Stored, in_file, of_network
+from otl.methods.parts import pipeline_name
 from otl.modules import ahead, drawing, inpainting, loading
 from otl.timesteps import Timesteps
 
@@ -133,13 +134,8 @@ class Networks(LightningModule):
         Raises:
             SettingsError: this family has no such part.
         """
-        name = self.denoiser if name == "denoiser" else name
-        if name not in self.part_names:
-            raise SettingsError(
-                f"method.parts.{name}: {type(self).__name__} has no such part; it has denoiser, "
-                f"{', '.join(part for part in self.part_names if part != self.denoiser)}"
-            )
-        return name
+        family = type(self).__name__
+        return pipeline_name(name, family=family, denoiser=self.denoiser, part_names=self.part_names)
 
     @property
     def inpaints(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import (
@@ -82,7 +82,7 @@ class StableCascade(CascadedModule):
         decoder: str | None = None,
         lite: bool = False,
         text_encoder: str = "stabilityai/stable-cascade-prior",
-        dtype: str = "auto",
+        dtype: Literal["auto", "fp32", "bf16"] = "auto",
         p2_gamma: float = 1.0,
         gradient_checkpointing: bool = False,
     ) -> None:

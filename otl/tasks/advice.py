@@ -12,13 +12,11 @@ from otl.config import ConceptType, Data, Problem
 from otl.modules import stopping
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
-from otl.schedules import warmup_steps
 from otl.tasks.run import plain
+from otl.training_conflicts import of_optimizer, of_warmup, without_validation
 from otl.types import Advising, Sample
 
-SEEKING = ("Prodigy", "DAdapt")  # optimizers that find their step size themselves: lr is a factor of it
 MOST_CLASS_IMAGES = 0.6  # share of an epoch
-LARGEST_LR = 0.1  # above it, an optimizer that takes lr as it is diverges
 
 
 def advise(
@@ -41,8 +39,8 @@ def advise(
     """
     train = [sample for sample in samples if not sample.validation]
     return [
-        *of_schedule(settings, steps),
-        *of_optimizer(settings),
+        *of_warmup(settings.scheduler.get("warmup") or 0, steps),
+        *of_optimizer(settings.optimizer),
         *of_augmentation(settings),
         *of_class_images(settings, concepts),
         *of_batches(settings, images=len(train), batches=batches),
@@ -53,31 +51,6 @@ def advise(
         *of_stops(settings, module, batches=batches, steps=steps),
         *module.advice(),
     ]
-
-
-def of_schedule(settings: DictConfig, steps: int) -> Iterator[Problem]:
-    warmup = settings.scheduler.get("warmup") or 0
-    if steps and warmup_steps(warmup, steps) >= steps:
-        message = (
-            f"{warmup} steps of warm-up, but the run has {steps}: the learning rate would never be reached; give "
-            "fewer, or a share of the run such as 0.1"
-        )
-        yield Problem("scheduler.warmup", message)
-
-
-def of_optimizer(settings: DictConfig) -> Iterator[Problem]:
-    target, lr = settings.optimizer._target_, settings.optimizer.get("lr")
-    if lr is None:
-        return
-    seeks = any(name in target for name in SEEKING)
-    if seeks and lr < LARGEST_LR:
-        message = (
-            f"{lr:g} multiplies the step size that {target} finds itself, so that next to nothing would be trained"
-        )
-        yield Problem("optimizer.lr", f"{message}; set optimizer.lr=1")
-    elif not seeks and lr >= LARGEST_LR:
-        message = f"{lr:g} is far above what {target} is usually given (1e-5 to 1e-2): the run will likely diverge"
-        yield Problem("optimizer.lr", message, fatal=False)
 
 
 def of_augmentation(settings: DictConfig) -> Iterator[Problem]:
@@ -140,10 +113,10 @@ def of_captions(settings: DictConfig, module: DiffusionModule) -> Iterator[Probl
 
 
 def of_validation(settings: DictConfig, *, held_out: int) -> Iterator[Problem]:
-    asked = settings.trainer.get("val_check_interval")
-    if asked is not None and not held_out:
-        message = f"{asked} would have no effect: no image is held out; set data.validation_share, or a concept of type"
-        yield Problem("trainer.val_check_interval", f"{message} validation")
+    """Where the share that is set has held out none of the images."""
+    if not held_out:
+        best = (settings.callbacks.get("checkpoint") or {}).get("best")
+        yield from without_validation(settings.trainer.get("val_check_interval"), best=best)
 
 
 def of_layers(module: DiffusionModule) -> Iterator[Problem]:

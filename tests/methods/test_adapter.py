@@ -192,7 +192,7 @@ def test_exclusions_take_out_exactly_what_they_match(sd15_folder):
             {"ranks": {"attn": 2, "attn1": 4}},
             r"method\.ranks: 'attn1' matches no layer.*those of a pattern before",
         ),
-        ({"parts": {"vae": {}}}, r"method\.parts\.vae: vae takes no adapter; unet, text_encoder do"),
+        ({"parts": {"vae": {}}}, r"method\.parts\.vae: this method does not train vae, but unet, text_encoder"),
         ({"parts": {"denoiser": {}, "unet": {}}}, r"method\.parts\.unet: unet is named twice"),
     ],
 )
@@ -208,7 +208,8 @@ def test_settings_that_mean_nothing_are_refused(sd15_folder, options, message):
     [
         (lambda: Lora(ranks={"attn1": 0}), r"method\.ranks\.attn1=0: must be a whole number"),
         (lambda: Lora(ranks={"attn1": 2.5}), r"method\.ranks\.attn1=2\.5: must be a whole number"),
-        (lambda: Lora(targets="file"), r"method\.targets=file means the layers of method\.from_file"),
+        (lambda: Lora(targets="file"), r"method\.targets=file: means the layers of method\.from_file"),
+        (lambda: Lora(parts={"denoiser": 5}), r"method\.parts\.denoiser=5: give its options"),
         (lambda: Lora(parts={"denoiser": {"rank": 0}}), r"method\.parts\.denoiser\.rank=0: must be a whole number"),
         (lambda: Lora(parts={"denoiser": {"alpha": 0}}), r"method\.parts\.denoiser\.alpha=0: must be above 0"),
         (lambda: Lora(parts={"denoiser": {"lr": -1}}), r"method\.parts\.denoiser\.lr=-1: must be at least 0"),

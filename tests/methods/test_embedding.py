@@ -481,7 +481,9 @@ def test_bundling_nothing_is_refused():
 
 
 def test_a_method_without_embeddings_is_refused():
-    with pytest.raises(SettingsError, match=r"none is named; .* method\.embeddings\.NAME\.init=WORD"):
+    with pytest.raises(
+        SettingsError, match=r"method\.embeddings: there are no embeddings; .* method\.embeddings\.NAME\.init=WORD"
+    ):
         Embedding(embeddings={})
 
 

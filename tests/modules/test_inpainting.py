@@ -204,22 +204,6 @@ def test_a_family_without_an_inpainting_form_says_so(sd15_folder):
         inpainting.check_settings(module)
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (SampleOptions(image="a.png"), r"sample\.image=a\.png: give sample\.mask too"),
-        (SampleOptions(mask="a.png"), r"sample\.mask=a\.png: give sample\.image too"),
-        (
-            SampleOptions(prompts=["a", "b", "c"], image=["a", "b"], mask="m"),
-            r"sample\.image lists 2 files for 3 prompts",
-        ),
-    ],
-)
-def test_pictures_and_masks_go_together(options, text):
-    with pytest.raises(SettingsError, match=text):
-        inpainting.check_canvases(options)
-
-
 def test_canvases_are_cut_from_the_files_one_for_each_prompt(tmp_path):
     photo = picture(tmp_path / "photo.png", h=60, w=40, shade=200)
     masks = []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from otl.config import SettingsError
 from otl.modules.base import DiffusionModule
-from otl.types import Batch, Cond, Noise
+from otl.types import Batch, Cond, Dtype, Noise
 from otl_example.networks import BlockTransformer, WordEncoder
 from otl_example.pipeline import ExamplePipeline, from_blocks, to_blocks
 
@@ -70,7 +70,7 @@ class Example(DiffusionModule):
     base_model_version = "otl_example"
 
     def __init__(
-        self, checkpoint: str = "seed:0", *, dtype: str = "auto", gradient_checkpointing: bool = False
+        self, checkpoint: str = "seed:0", *, dtype: Dtype = "auto", gradient_checkpointing: bool = False
     ) -> None:
         super().__init__(checkpoint, dtype=dtype, gradient_checkpointing=gradient_checkpointing)
 

@@ -1,0 +1,114 @@
+"""What a method's settings ask for that it or the family does not have, as far as their sources say: without torch.
+
+Each check is the function that the method itself calls when it is made or attached. What a source does not say, as a
+plugin's may not, is told then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from otl.config import CheckpointFormat, LoraFormat, Output, Problem, SettingsError
+from otl.declared import declared, descends
+from otl.methods import forms, parts, patterns, specs, templates
+from otl.signatures import Unknown, signature
+from otl.sources import Unclear
+from otl.wording import show
+
+ADAPTER = "otl.methods.adapter.Adapter"
+FINETUNE = "otl.methods.finetune.Finetune"
+INPAINT = "otl.methods.inpaint.Inpaint"
+
+
+def of_method(settings: dict[str, Any]) -> Iterator[Problem]:
+    """What is wrong with the method's settings beside those of model and output, where each has its right type."""
+    method, model, output = (settings.get(group) or {} for group in ("method", "model", "output"))
+    if "_target_" not in method or unclear(method) or not isinstance(model.get("_target_"), str):
+        return
+    for check in (check_parts, check_layers, check_embeddings, check_files):
+        try:
+            check(method, model["_target_"], output)
+        except Unclear:
+            continue  # told when the method is made
+        except SettingsError as error:
+            key, _, message = str(error).partition(": ")
+            yield Problem(key, message)
+
+
+def unclear(value: Any) -> bool:
+    """Whether some of a value is known only once the run has a folder."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is Unknown or any(map(unclear, inner))
+
+
+def check_parts(method: dict[str, Any], family: str, output: dict[str, Any]) -> None:
+    """The parts that train, and the preset of their layers."""
+    chosen = parts.chosen_parts(given(method), accepted=declared(method["_target_"], "part_settings"))
+    presets = declared(family, "lora_targets")
+    for name in parts.by_pipeline_name(chosen, names_of(family), trainable=trainable(method["_target_"], family)):
+        if isinstance(method.get("targets"), str) and method["targets"] != "file":
+            patterns.preset(method["targets"], presets.get(name, {}))
+
+
+def given(method: dict[str, Any]) -> dict[str, Any]:
+    return {"denoiser": {}} if method.get("parts") is None else method["parts"]
+
+
+def names_of(family: str) -> Callable[[str], str]:
+    denoiser, part_names = declared(family, "denoiser"), declared(family, "part_names")
+    return partial(parts.pipeline_name, family=family.rpartition(".")[2], denoiser=denoiser, part_names=part_names)
+
+
+def trainable(kind: str, family: str) -> list[str]:
+    """The parts that a method can train."""
+    if descends(kind, ADAPTER):
+        return list(declared(family, "lora_targets"))
+    if descends(kind, FINETUNE):
+        return [name for name in declared(family, "part_names") if name != declared(family, "image_encoder")]
+    raise Unclear(kind)
+
+
+def check_layers(method: dict[str, Any], family: str, output: dict[str, Any]) -> None:
+    """Patterns, what they are given, and the file whose layers go on."""
+    sizes = next((name for name in ("ranks", "block_sizes") if name in method), None)
+    for setting in ("targets", "exclude", *([sizes] if sizes else [])):
+        for pattern in patterns.as_list(method.get(setting)):
+            patterns.compiled(str(pattern), setting)
+    if sizes:
+        parts.check_sizes(method[sizes] or {}, sizes)
+    if "from_file" in signature(method["_target_"]).parameters:
+        patterns.starting_file(method.get("from_file"), method.get("targets") or [])
+
+
+def check_embeddings(method: dict[str, Any], family: str, output: dict[str, Any]) -> None:
+    """The new words, and what is only for them."""
+    accepted = signature(method["_target_"]).parameters
+    if "embeddings" not in accepted:
+        return
+    words = specs.parse(method.get("embeddings"))
+    if templates.chosen(method.get("templates")):
+        specs.require(words, f"method.templates={show(method['templates'])}")
+    if method.get("bundle_embeddings"):
+        specs.require(words, "method.bundle_embeddings=true")
+    if accepted["embeddings"].required:
+        specs.require(words, "method.embeddings")
+    specs.refuse_name(words, output.get("name", Output.name))
+
+
+def check_files(method: dict[str, Any], family: str, output: dict[str, Any]) -> None:
+    """Whether there is such a form of the model to train, and of the file to write."""
+    kind, name = method["_target_"], family.rpartition(".")[2]
+    whole, single = descends(kind, FINETUNE), output.get("checkpoint_format") is CheckpointFormat.single_file
+    adapter, peft = descends(kind, ADAPTER), output.get("format") is LoraFormat.peft
+    if whole:
+        forms.refuse_format(peft, "output.format=peft", "output.checkpoint_format")
+    elif adapter:
+        forms.refuse_format(single, "output.checkpoint_format=single_file", "output.format")
+    if whole and single:
+        forms.require_single_file(name, written=declared(family, "writes_file"))
+    if adapter and peft:
+        forms.require_peft(written=declared(kind, "writes_peft"))
+    if descends(kind, INPAINT) and declared(family, "inpaint_pipeline_class") is None:
+        forms.require_inpainting(name, there=False)

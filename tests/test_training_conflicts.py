@@ -1,0 +1,67 @@
+"""Settings of the training and its pictures that make no sense together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from lightning.pytorch.strategies import StrategyRegistry
+from omegaconf import DictConfig
+
+from otl.check import check
+from otl.ranges import STRATEGIES
+
+HERE = f"[{__file__}]"
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "text"),
+    [
+        ([f"sample.image={HERE}"], "sample.image", "give sample.mask too"),
+        ([f"sample.mask={HERE}"], "sample.mask", "give sample.image too"),
+        (
+            ["sample.prompts=[a,b,c]", f"sample.image=[{__file__},{__file__}]", f"sample.mask={__file__}"],
+            "sample.image",
+            "2 files for 3 prompts",
+        ),
+        (["scheduler.warmup=100", "trainer.max_steps=100"], "scheduler.warmup", "100 steps of warm-up"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    settings: Callable[..., DictConfig], lines: list[str], key: str, text: str
+) -> None:
+    found = {problem.key: problem.message for problem in check(settings("data.path=.", *lines))}
+    assert list(found) == [key]
+    assert text in found[key]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["scheduler.warmup=99", "trainer.max_steps=100"],
+        ["scheduler.warmup=0.5", "trainer.max_steps=100"],
+        ["scheduler.warmup=500"],
+        ["optimizer=prodigy"],
+        ["optimizer.lr=1"],  # the plan warns of it
+        ["trainer.val_check_interval=4", "data.validation_share=0.1"],
+        ["trainer.val_check_interval=4", "data.concepts.a.path=..", "data.concepts.a.type=validation"],
+        ["callbacks.checkpoint.best=true", "data.concepts.a.path=..", "data.concepts.a.validation_share=0.5"],
+        ["callbacks.checkpoint=null"],
+        ["sample.prompts=[a,b]", f"sample.image={HERE}", f"sample.mask=[{__file__},{__file__}]"],
+        ["sample.seeds=[]"],
+        ["task=cache", "trainer.val_check_interval=4"],
+        ["trainer.strategy=fsdp", "trainer.profiler=null", "trainer.gradient_clip_algorithm=value"],
+    ],
+)
+def test_what_makes_sense_is_accepted(settings: Callable[..., DictConfig], lines: list[str]) -> None:
+    assert check(settings("data.path=.", *lines)) == []
+
+
+def test_a_concept_that_is_switched_off_holds_nothing_out(settings: Callable[..., DictConfig]) -> None:
+    concept = [f"data.concepts.a.{field}" for field in ("path=..", "type=validation", "enabled=false")]
+    (problem,) = check(settings("data.path=.", "trainer.val_check_interval=4", *concept))
+    assert problem.key == "trainer.val_check_interval"
+
+
+def test_every_strategy_of_lightning_is_accepted() -> None:
+    assert set(STRATEGIES) == {"auto", *StrategyRegistry.available_strategies()}
