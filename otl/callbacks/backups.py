@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from otl.callbacks.snapshot import bytes_of
 from otl.formats.files import NO_ROOM, DiskError, named, require_free, sweep, whole
@@ -158,6 +159,11 @@ def newest(folder: Path) -> Path | None:
             return folder / name
         log.warning(f"{folder / name} is damaged and passed over for the one before it")
     return None
+
+
+def goes_on(trainer: Trainer, run_dir: Path) -> bool:
+    """Whether the run has been resumed from a checkpoint in its own folder, and not from another run's."""
+    return trainer.ckpt_path is not None and Path(trainer.ckpt_path).absolute().parent.parent == run_dir.absolute()
 
 
 def is_whole(path: Path) -> bool:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from otl.callbacks import randomness
 from otl.callbacks.backups import FOLDER, Backups
 from otl.callbacks.guard import require_finite
-from otl.callbacks.position import count_begun, position, share_anew
+from otl.callbacks.position import position, settle, share_anew
 from otl.callbacks.snapshot import bytes_of, fits, snapshot
 from otl.callbacks.stops import Stopped, Stops
 from otl.callbacks.timing import Steps, due, paused
@@ -68,6 +68,7 @@ class Checkpoint(Callback):
         self._saved_step: int | None = None
         self._saved_at = 0.0  # seconds
         self._due = False  # whether a checkpoint is to be made after this step
+        self._unvalidated = False  # whether the validation that follows a step has not come to its end
         self._val_loss: float | None = None  # of the weights as they are
         self._lowest = math.inf  # validation loss so far
         self._randomness: dict[str, Any] | None = None
@@ -98,9 +99,13 @@ class Checkpoint(Callback):
         if self._randomness is not None:
             randomness.restore(self._randomness)
             self._randomness = None
+        if self._unvalidated:
+            self._begun_step, self._begun_at = trainer.global_step - 1, position(trainer)
+            validate(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, batch: Any, batch_idx: int) -> None:
-        self._begun_step, self._begun_at, self._val_loss = trainer.global_step, position(trainer), None
+        self._begun_step, self._begun_at = trainer.global_step, position(trainer)
+        self._val_loss, self._unvalidated = None, False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
@@ -109,14 +114,14 @@ class Checkpoint(Callback):
         if not self._steps.advanced(trainer):
             return
         self._writer.check()
-        self._due = self._is_due(trainer, pl_module)
-        if not validates_now(trainer):
+        self._due, self._unvalidated = self._is_due(trainer, pl_module), validates_now(trainer)
+        if not self._unvalidated:
             self._settle(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Raises Stopped: a signal has asked for it."""
         if self._between_steps(trainer) and not trainer.sanity_checking:
-            self._val_loss = float(trainer.callback_metrics["val_loss"])
+            self._val_loss, self._unvalidated = float(trainer.callback_metrics["val_loss"]), False
             self._settle(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
@@ -126,13 +131,17 @@ class Checkpoint(Callback):
         self._writer.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
-        """What was done up to the last step is saved, where that can be: a process alone cannot do it for all ranks."""
+        """What was done up to the last step is saved, where that can be: a process alone cannot do it for all ranks.
+
+        Nor is the run's last step saved without the validation after it, which nobody would make up for.
+        """
         self._stops.end()
         if not isinstance(exception, Exception):
             return
         together = trainer.world_size == 1 or (isinstance(exception, RunEnded) and exception.on_all_ranks)
+        whole = not self._unvalidated or trainer.global_step < pl_module.total_steps
         try:
-            if together and self._between_steps(trainer) and self._saved_step != trainer.global_step:
+            if together and whole and self._between_steps(trainer) and self._saved_step != trainer.global_step:
                 log.info(f"saved {self._save(trainer, pl_module)}; go on with resume=auto")
             self._writer.finish()
         except Exception as error:
@@ -194,11 +203,18 @@ class Checkpoint(Callback):
         self._writer.start(save) if beside else save()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"randomness": randomness.states(), "world_size": trainer.world_size}
+        loop = checkpoint["loops"]["fit_loop"]
+        settle(loop, batches=trainer.num_training_batches, steps=trainer.global_step)
+        checkpoint |= {
+            "epoch": loop["epoch_progress"]["current"]["processed"],
+            "randomness": randomness.states(),
+            "unvalidated": self._unvalidated,
+            "world_size": trainer.world_size,
+        }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
         self._randomness = checkpoint["randomness"]
-        count_begun(checkpoint["loops"]["fit_loop"])
+        self._unvalidated = checkpoint["unvalidated"]
         then, now = checkpoint["world_size"], trainer.world_size
         if then != now:
             batches = [trainer.datamodule.batches_per_epoch(ranks) for ranks in (then, now)]
@@ -216,7 +232,13 @@ class Hand(TorchCheckpointIO):
 
 
 def validates_now(trainer: Trainer) -> bool:
-    """Whether Lightning validates after this step, by its own decision. A checkpoint from before that would lose the
-    validation: Lightning does not make up for it."""
+    """Whether Lightning validates after this step, by its own decision: a checkpoint waits for it."""
     loop = trainer.fit_loop
     return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def validate(trainer: Trainer) -> None:
+    """What the run was about to do when it ended: Lightning does not make up for it."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True

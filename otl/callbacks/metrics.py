@@ -58,6 +58,7 @@ class Metrics(Clocked):
         self._table: Table | None = None
         self._rows: list[Row] = []  # not yet written
         self._held: list[Values] = []  # by the checkpoint, because the disk took them not
+        self._resumed: Values | None = None  # of the step that the run goes on from: its validation may be to come
         self._last: Row | None = None  # of the last optimizer step, whether it becomes a row or not
         self._last_at: int | None = None  # where the last step's row begins in the file, once written
         self._totals: list[Tensor] = []  # of the batches since the last optimizer step
@@ -78,6 +79,7 @@ class Metrics(Clocked):
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self._steps.start(trainer)
         self._row_step = trainer.global_step
+        self._last = self._last_at = None
         groups = dict.fromkeys(f"lr_{name}" for name in group_names(trainer.optimizers[0]))
         self._earlier, self._start = 0.0, None
         if trainer.is_global_zero:
@@ -87,6 +89,10 @@ class Metrics(Clocked):
             rows += [row for row in self._held if row["step"] not in there]
             self._earlier = float(rows[-1]["seconds"]) if rows else 0.0
             self._table = Table(path, [*BEFORE, *groups, *AFTER], rows)
+            if self._resumed is not None:
+                there = bool(rows) and rows[-1]["step"] == self._resumed["step"]
+                self._last = Row(rows[-1] if there else self._resumed, [])
+                self._last_at = self._table.last_at if there else None
         self._loggers, self._log_every, self._log_next = trainer.loggers, trainer.log_every_n_steps, 0
         self._flushed = time.perf_counter()
         self.clock.look()
@@ -143,10 +149,12 @@ class Metrics(Clocked):
             self._flush()
         except DiskError as error:
             log.error(f"{error}{'. Meanwhile checkpoints hold its rows' * bool(self._rows)}")
+        finish([self._last] if self._last is not None else [])
         checkpoint["metrics"] = [row.values for row in self._rows]
+        checkpoint["last_row"] = self._last and self._last.values
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
-        self._held = checkpoint.get("metrics", [])
+        self._held, self._resumed = checkpoint.get("metrics", []), checkpoint.get("last_row")
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self._close()

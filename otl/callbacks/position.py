@@ -18,18 +18,30 @@ def position(trainer: Trainer) -> int:
     return state["epoch"] * trainer.num_training_batches + state["delivered"]
 
 
-def count_begun(loop: dict[str, Any]) -> None:
-    """Lightning's count of epochs that have begun is that of the loader.
+def settle(loop: dict[str, Any], *, batches: int, steps: int) -> None:
+    """Make a state of Lightning's loop the one right after an optimizer step, whatever went on when it was taken.
 
-    Resumed at an epoch's end, Lightning 2.6 does not count the next one as begun. Its end would then look like an epoch
-    that is over already, and a run that goes on from there would number all its epochs one too low.
+    The loader's place counts. From other states Lightning 2.6 goes on with an epoch of no batch or of one, numbers all
+    that follow by one too many or too few, or ends a validation with the images that it had not come to.
 
     Args:
         loop: state of the fit loop, changed in place.
+        batches: of an epoch.
+        steps: of the optimizer, since the beginning of the run.
     """
-    begun = loop["state_dict"]["combined_loader"][0]["epoch"] + 1
+    loader = loop["state_dict"]["combined_loader"][0]
+    if loader["delivered"] == 0:  # an epoch has begun, and none of its batches
+        loader |= {"epoch": loader["epoch"] - 1, "delivered": batches}
+    epoch, delivered = loader["epoch"], loader["delivered"]
     for counts in loop["epoch_progress"].values():
-        counts |= {"ready": begun, "started": begun}
+        counts |= {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
+    progress = loop["epoch_loop.batch_progress"]
+    progress["is_last_batch"] = delivered == batches
+    for counts, count in ((progress["current"], delivered), (progress["total"], epoch * batches + delivered)):
+        counts |= {"ready": count, "started": count, "processed": count, "completed": count - 1}
+    for counts in (loop["epoch_loop.val_loop.batch_progress"][name] for name in ("current", "total")):
+        counts |= dict.fromkeys(COUNTS, 0)
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1  # of the loggers, which count from 0
 
 
 def share_anew(loop: dict[str, Any], *, ranks: tuple[int, int], batches: tuple[int, int]) -> None:

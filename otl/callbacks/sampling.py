@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from otl.callbacks import randomness
+from otl.callbacks.backups import goes_on
 from otl.callbacks.sheet import sheet
 from otl.callbacks.timing import Steps, due, paused
 from otl.config import SampleOptions, SettingsError
@@ -90,8 +91,8 @@ class Sampling(Callback):
 
     def _lacks(self, trainer: Trainer, module: DiffusionModule) -> bool:
         """Whether the run goes on, in its own folder, from a step at which it failed to write its pictures."""
-        own = Path(trainer.ckpt_path or "").absolute().parent.parent == module.run_dir.absolute()
-        return own and due(trainer.global_step, self.every) and not drawn(module, trainer.global_step)
+        step = trainer.global_step
+        return due(step, self.every) and goes_on(trainer, module.run_dir) and not drawn(module, step)
 
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
         self._drawn_step = step = trainer.global_step

@@ -27,6 +27,7 @@ class Table:
         with whole(path) as aside:
             aside.write_bytes(self._encoded([dict(zip(columns, columns)), *rows]))
         self._file = path.open("r+b", buffering=0)
+        self.last_at = path.stat().st_size - len(self._encoded(rows[-1:]))  # where the last of them begins in the file
 
     def append(self, rows: list[Values]) -> list[int]:
         """Write rows, and return where each begins in the file.

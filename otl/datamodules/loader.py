@@ -169,7 +169,7 @@ def latents_of(entries: Entries | None, numbers: list[int]) -> Tensor | None:
 
 
 class Order(Sampler[Request]):
-    """The batches of an epoch, and the place in it.
+    """The batches of an epoch, and the place in it, which nobody else counts: there is no `set_epoch` for Lightning.
 
     Args:
         epochs: number of an epoch -> its batches, of this rank.
@@ -179,15 +179,6 @@ class Order(Sampler[Request]):
         self.epochs = epochs
         self.epoch, self.delivered = 0, 0
         self.length = len(epochs(0))  # the same every epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning's count of epochs; it is not followed into the middle of one, nor back.
-
-        Resumed from a checkpoint that was written at the end of a run or an epoch, Lightning 2.6 ends the next epoch
-        after one batch.
-        """
-        if epoch > self.epoch and self.delivered == 0:
-            self.epoch = epoch
 
     def begin(self) -> None:
         """Go on where it stopped, which at an epoch's end is the next one."""

@@ -49,13 +49,14 @@ class TinyLoader:
 
 
 class HeldOut:
-    """One batch."""
+    """Two batches."""
 
     def __len__(self) -> int:
-        return 1
+        return 2
 
     def __iter__(self) -> Iterator[Batch]:
         yield batch_of(torch.arange(3))
+        yield batch_of(torch.arange(3, 5))
 
 
 def batch_of(index: Tensor) -> Batch:

@@ -165,7 +165,7 @@ def test_another_folders_checkpoints_are_left_alone(run: Run, tmp_path: Path) ->
 
 def test_the_best_by_its_validation_loss_is_kept(run: Run, tmp_path: Path) -> None:
     """After each epoch of three steps; the second validates best."""
-    losses = iter([0.5, 0.3, 0.4, float("nan")])
+    losses = iter([0.5, 0.5, 0.3, 0.3, 0.4, 0.4, float("nan"), float("nan")])  # two batches each time
 
     def change(module: TinyModule) -> None:
         module.validation_step = lambda batch, batch_idx: module.log(  # type: ignore[method-assign]
@@ -329,6 +329,26 @@ def test_an_error_between_two_steps_loses_nothing(run: Run, tmp_path: Path, hook
     resumed = run(Checkpoint(), steps=7, ckpt=path, validate=True)
     assert resumed.losses == [pair for pair in whole.losses if pair[0] >= step]
     assert same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize(("step", "every"), [(3, 1), (6, 5), (9, 1)])  # the last is the run's; steps between rows
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_batch_end", "on_validation_end"])
+def test_a_validation_that_failed_is_made_when_the_run_goes_on(
+    run: Run, tmp_path: Path, hook: str, step: int, every: int
+) -> None:
+    """Its loss stands in the table, and the best checkpoint is the same."""
+
+    def part(*callbacks: Callback, **options: Any) -> None:
+        run(*callbacks, Checkpoint(every=1, best=True), Metrics(every), steps=9, validate=True, **options)
+
+    part(folder="whole")
+    with pytest.raises(ValueError, match="the reason"):
+        part(Fail(hook, step, ValueError("the reason")))
+    part(ckpt=newest(tmp_path / "run/checkpoints"))
+    for column in ("step", "epoch", "loss", "val_loss"):
+        assert metrics(tmp_path / "run", column) == metrics(tmp_path / "whole", column)
+    indices = [json.loads((tmp_path / folder / "checkpoints" / INDEX).read_text()) for folder in ("run", "whole")]
+    assert indices[0]["best"] == indices[1]["best"]
 
 
 def test_a_loader_that_fails_between_two_steps_loses_nothing(run: Run, tmp_path: Path) -> None:

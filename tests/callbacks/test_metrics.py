@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
+from otl.callbacks.backups import newest
 from otl.callbacks.checkpoint import Checkpoint
 from otl.callbacks.guard import Guard, NonFinite
 from otl.callbacks.metrics import Metrics
 from otl.callbacks.sampling import Sampling
 from otl.formats.files import DiskError
 
-from .conftest import Run, TinyModule
+from .conftest import Run, TinyLoader, TinyModule
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -100,6 +102,68 @@ def test_a_run_that_is_stopped_at_two_epochs_ends_in_turn_counts_them_all(run: R
     for steps, end in zip((3, 6, 7), ends):
         run(Metrics(), Checkpoint(every=1), steps=steps, total=7, ckpt=end, **options)
     assert column(tmp_path / "run", "epoch") == ["0", "0", "0", "1", "1", "1", "2"]
+
+
+class Broken(TinyLoader):
+    """Fails before the first batch of the second epoch."""
+
+    def __iter__(self) -> Any:
+        if self.delivered == len(self):
+            self.epoch, self.delivered = self.epoch + 1, 0
+        return self.batches()
+
+    def batches(self) -> Any:
+        if self.epoch == 1 and self.delivered == 0:
+            raise RuntimeError("the reason")
+        yield from super().__iter__()
+
+
+class Early(Callback):
+    """Asks Lightning to end the run after an optimizer step, as its EarlyStopping does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.step
+
+
+class Fails(Callback):
+    """Raises in a hook of the second epoch."""
+
+    def __init__(self, hook: str) -> None:
+        def fail(trainer: Any, *rest: Any) -> None:
+            if trainer.current_epoch == 1:
+                raise RuntimeError("the reason")
+
+        setattr(self, hook, fail)
+
+
+ENDS: dict[str, Callable[[], tuple[list[Callback], TinyLoader]]] = {
+    "early within an epoch": lambda: ([Early(4)], TinyLoader()),
+    "early at an epoch's end": lambda: ([Early(3)], TinyLoader()),
+    "error as an epoch begins": lambda: ([Fails("on_train_epoch_start")], TinyLoader()),
+    "error as an epoch ends": lambda: ([Fails("on_train_epoch_end")], TinyLoader()),
+    "error before the first batch": lambda: ([], Broken()),
+    "error in the first batch": lambda: ([Fails("on_train_batch_start")], TinyLoader()),
+}
+
+
+@pytest.mark.parametrize("validate_every", [None, 4])
+@pytest.mark.parametrize("end", ENDS)
+def test_epochs_are_numbered_alike_however_an_earlier_part_ended(
+    run: Run, tmp_path: Path, end: str, validate_every: int | None
+) -> None:
+    options: dict[str, Any] = {"validate": True, "validate_every": validate_every}
+    run(Metrics(), steps=8, folder="whole", **options)
+    callbacks, loader = ENDS[end]()
+    with pytest.raises(RuntimeError, match="the reason") if end.startswith("error") else nullcontext():
+        run(Metrics(), Checkpoint(every=3), *callbacks, steps=8, loader=loader, **options)
+    for steps in (6, 8):
+        last = newest(tmp_path / "run/checkpoints")
+        run(Metrics(), Checkpoint(every=1), steps=steps, total=8, ckpt=last, **options)
+    for name in ("step", "epoch", "loss"):
+        assert column(tmp_path / "run", name) == column(tmp_path / "whole", name)
 
 
 def test_a_checkpoint_finds_every_row_up_to_it(run: Run, tmp_path: Path) -> None:
