@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from otl.callbacks import randomness
+from otl.callbacks.backups import goes_on
 from otl.callbacks.timing import Steps, due, paused
 
 if TYPE_CHECKING:
@@ -30,14 +31,18 @@ class Export(Callback):
         self._steps = Steps()
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """What the disk did not take on the way is written when the run goes on."""
         self._steps.start(trainer)
+        if self._is_due(trainer, pl_module) and goes_on(trainer, pl_module.run_dir):
+            path = pl_module.run_dir / self._name(trainer, pl_module)
+            if not results(path):
+                self._export(trainer, pl_module, path.name)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if self._steps.advanced(trainer) and due(step, self.every) and step < pl_module.total_steps:
-            self._export(trainer, pl_module, f"{pl_module.output_options.name}-step-{step:06d}")
+        if self._steps.advanced(trainer) and self._is_due(trainer, pl_module):
+            self._export(trainer, pl_module, self._name(trainer, pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self._export(trainer, pl_module, pl_module.output_options.name)
@@ -46,6 +51,12 @@ class Export(Callback):
         """Where the run was killed after its last step, and before the export."""
         if not results(module.run_dir / module.output_options.name):
             self.on_train_end(trainer, module)
+
+    def _is_due(self, trainer: Trainer, module: DiffusionModule) -> bool:
+        return due(trainer.global_step, self.every) and 0 < trainer.global_step < module.total_steps
+
+    def _name(self, trainer: Trainer, module: DiffusionModule) -> str:
+        return f"{module.output_options.name}-step-{trainer.global_step:06d}"
 
     def _export(self, trainer: Trainer, module: DiffusionModule, name: str) -> None:
         if not trainer.is_global_zero:
