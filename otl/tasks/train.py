@@ -23,6 +23,7 @@ from otl.callbacks.hooks import Unprofiled, drop_empty
 from otl.callbacks.progress import track
 from otl.callbacks.sampling import Sampling
 from otl.callbacks.stops import at_once
+from otl.callbacks.timing import due
 from otl.config import RunEnded, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule, report, require_sound
 from otl.formats.files import FAILING, DiskError, named
@@ -89,6 +90,8 @@ def run(settings: DictConfig, folder: Path) -> None:
     module.total_steps = total_steps(settings.trainer, batches)
     module.steps_per_epoch = steps_per_epoch(batches, settings.trainer.accumulate_grad_batches)
     set_end(trainer, module.total_steps)
+    if settings.trainer.val_check_interval is not None:
+        validate_by_steps(trainer, settings.trainer.val_check_interval)
     record = begin(settings, module, data, trainer, folder, earlier)
     summary.opening(module, data, trainer, batches)
     started = time.monotonic()
@@ -163,8 +166,7 @@ def build_trainer(settings: DictConfig, precision: str, *, trains_text: bool = F
         options.strategy = strategy(options, trains_text=trains_text)
         options.precision = precision
         options.max_steps, options.max_epochs = -1, -1
-        if options.val_check_interval is not None:  # optimizer steps, across epochs
-            options.val_check_interval = int(options.val_check_interval) * options.accumulate_grad_batches
+        if options.val_check_interval is not None:  # `validate_by_steps` decides
             options.check_val_every_n_epoch = None
     callbacks: list[Callback] = [
         instantiate(options_, _convert_="all") for options_ in settings.callbacks.values() if options_ is not None
@@ -208,6 +210,19 @@ def set_end(trainer: Trainer, steps: int) -> None:
     """The number of optimizer steps that the plan says; epochs follow from it."""
     trainer.fit_loop.epoch_loop.max_steps = steps
     trainer.fit_loop.max_epochs = -1
+
+
+def validate_by_steps(trainer: Trainer, every: int) -> None:
+    """After so many optimizer steps, across epochs.
+
+    Lightning counts batches, of which the step at an epoch's end may take fewer than others.
+    """
+    loop = trainer.fit_loop.epoch_loop
+
+    def is_due(data_fetcher: Any) -> bool:
+        return loop._should_check_val_epoch() and not loop._should_accumulate() and due(trainer.global_step, every)
+
+    loop._should_check_val_fx = is_due
 
 
 def outcome(trainer: Trainer) -> str:

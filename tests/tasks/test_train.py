@@ -166,6 +166,21 @@ def test_a_picture_that_the_disk_does_not_take_costs_nothing_of_the_run(run, mon
         assert (part / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_a_result_on_the_way_that_the_disk_does_not_take_is_written_when_the_run_goes_on(run, monkeypatch):
+    line = ["callbacks.export.every=2", "trainer.max_steps=3", "callbacks.ema.decay=0.5"]
+    name = "final-step-000002.safetensors"
+    whole = run("whole", *line)
+
+    def failing(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk, pytest.raises(DiskError, match=rf"{name} cannot be written: No space left"):
+        disk.setattr("otl.formats.files.save_file", failing)
+        run("part", *line)
+    part = run("part", *line, "resume=auto")
+    assert tensors_hash(part / name) == tensors_hash(whole / name)
+
+
 def test_another_seed_gives_another_result(run):
     one, two = run("one"), run("two", "seed=1")
     a, b = load_file(one / "final.safetensors"), load_file(two / "final.safetensors")
@@ -242,9 +257,12 @@ def test_zero_terminal_snr_is_refused_with_epsilon(run):
         run("run", "model.zero_terminal_snr=true")
 
 
-def test_validation_counts_optimizer_steps_across_epochs(run, photos):
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_validation_counts_optimizer_steps_across_epochs(run, photos, accumulate):
+    """An epoch has four batches, and so with accumulation two optimizer steps: of three batches, and of one."""
     held = [f"data.concepts.held.path={photos}", "data.concepts.held.type=validation"]
-    folder = run("run", *held, "trainer.val_check_interval=5", "trainer.max_steps=10")
+    options = ["trainer.val_check_interval=5", "trainer.max_steps=10", "callbacks.checkpoint.every=100"]
+    folder = run("run", *held, *options, f"trainer.accumulate_grad_batches={accumulate}")
     with (folder / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file) if row["val_loss"]] == ["5", "10"]
 
