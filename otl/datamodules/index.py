@@ -11,7 +11,7 @@ from typing import Any
 
 from otl.config import SettingsError
 
-VERSION = 2  # raise it when other things are read of the same file
+VERSION = 3  # raise it when other things are read of the same file
 FOLDER = "sources"  # inside of data.cache_dir
 WAITING = 1000  # lines in memory before they are written
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from otl.callbacks.progress import track
 from otl.config import Data, SettingsError
 from otl.datamodules import buckets, images
 from otl.datamodules.views import View
@@ -64,7 +65,8 @@ def write(
     of_all = "" if len(shown) == len(everything) else f"{len(shown)} of {len(everything)}: the worst, others evenly"
     broken: list[str] = []
     written = []
-    for number, start in enumerate(range(0, len(shown), TILES)):
+    starts = range(0, len(shown), TILES)
+    for number, start in enumerate(track(starts, "pages of the contact sheet", len(starts))):
         here = shown[start : start + TILES]
         with ThreadPoolExecutor(THREADS if elsewhere else os.cpu_count()) as pool:
             pictures = list(pool.map(lambda tile: picture(tile, samples, data.background), here))

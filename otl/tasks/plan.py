@@ -25,7 +25,6 @@ from otl.tasks.run import build_skeleton, data_options, run_dir
 from otl.tasks.tables import show
 from otl.tasks.texts import Called, cut_off
 from otl.types import Problem, Sample, Size
-from otl.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,6 @@ def plan(settings: DictConfig, *, sheet_pages: int = 20) -> None:
 def draw(made: dict[str, Any], samples: list[Sample], data: Data, *, pages: int) -> None:
     """The contact sheet, where it is, and what it leaves out."""
     sheet = made["contact_sheet"]
-    log.info(f"drawing the contact sheet: {sheet['pictures']} of {counted(sheet['of'], 'picture')}")
     by_path = {str(sample.path): sample for sample in samples}
     written, broken = contact.write(made, by_path, run_dir(), data, pages=pages)
     for path in broken:

@@ -53,7 +53,8 @@ def chosen(kinds: Mapping[str, Kind], wanted: Chosen, *, place: str, setting: st
         SettingsError: a column that is set is not there or holds something else, or there is none with images.
     """
     readable = [name for name, kind in kinds.items() if kind != Kind.other]
-    embedded = [name for name, kind in kinds.items() if kind == Kind.image]
+    of_masks = {wanted.mask, *MASKS}
+    embedded = [name for name, kind in kinds.items() if kind == Kind.image and not {name, name.casefold()} & of_masks]
     for role, name in (("image", wanted.image), ("caption", wanted.caption), ("mask", wanted.mask)):
         if name is not None and name not in readable:
             what = "holds neither text nor images" if name in kinds else "is no column"

@@ -86,6 +86,11 @@ def _of_table(wanted: Wanted, file: Path | Remote, index: Index, examine: Examin
     kinds = manifest.kinds(file)
     columns = chosen(kinds, wanted.columns, place=str(file), setting=wanted.concept)
     if kinds[columns.image] != Kind.image:
+        if columns.mask and kinds[columns.mask] == Kind.image:
+            raise SettingsError(
+                f"{file}: the images of {columns.image} are paths, and the masks of {columns.mask} are images "
+                f"themselves: set {wanted.concept}.mask_column to a column of paths"
+            )
         return Found(manifest.items(file, columns))
     items, largest = table.items(file, columns, index, examine)
     if largest <= LARGE_GROUP:

@@ -112,27 +112,42 @@ def items(
     key = f"{file} {columns}"
     known = index.get(key, place(file))
     if known is None:
-        known = [_examined(group, row, value, texts, examine) for group, row, value, texts in _rows(file, columns)]
+        known = [_examined(*row, examine) for row in _rows(file, columns)]
         index.put(key, place(file), known)
     found, largest = [], dict.fromkeys((row[0] for row in known), 0)
-    for number, (group, row, called, texts, *rest) in enumerate(known):
+    for number, (group, row, called, texts, masked, *rest) in enumerate(known):
+        mask = _mask(file, masked, Cell(file, columns.mask or "", group, row, number, columns.mask or ""))
         if not rest:
-            found.append(Item(named(called, file), called, given=tuple(texts)))
+            found.append(Item(named(called, file), called, given=tuple(texts), mask=mask))
             continue
         header = headers.from_json(rest)
         largest[group] += header.bytes
         cell = Cell(file, columns.image, group, row, number, public(called))
         key = f"{file.name}/{number:09d}/{cell.name}"
-        found.append(Item(cell, key, header=header, given=tuple(texts)))
+        found.append(Item(cell, key, header=header, given=tuple(texts), mask=mask))
     return found, max(largest.values(), default=0)
 
 
-def _examined(group: int, row: int, value: Any, texts: list[str], examine: Callable[[IO[bytes]], Header]) -> list[Any]:
+def _mask(file: Path | Remote, masked: str | bool, cell: Cell) -> Path | Remote | Cell | None:
+    """The mask of a row.
+
+    Args:
+        masked: its path or URL; or whether the row has its bytes, which are in `cell`.
+    """
+    if isinstance(masked, str):
+        return named(masked, file) if masked else None
+    return cell if masked else None
+
+
+def _examined(
+    group: int, row: int, value: Any, texts: list[str], mask: Any, examine: Callable[[IO[bytes]], Header]
+) -> list[Any]:
     """One row as the index keeps it; without a header where the table has the path of its image alone."""
     called, content = (value.get("path") if isinstance(value, dict) else None) or "", bytes_of(value)
+    kept = [group, row, called, texts, mask if isinstance(mask, str) else bool(bytes_of(mask))]
     if called and not content:
-        return [group, row, called, texts]
-    return [group, row, called, texts, *headers.as_json(examine(io.BytesIO(content or b"")))]
+        return kept
+    return [*kept, *headers.as_json(examine(io.BytesIO(content or b"")))]
 
 
 def bytes_of(value: Any) -> bytes | None:
@@ -153,14 +168,15 @@ def values(file: Path | Remote, columns: Columns) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _rows(file: Path | Remote, columns: Columns) -> Iterator[tuple[int, int, Any, list[str]]]:
-    """Row group, row in it, image and captions."""
-    names = [name for name in (columns.image, columns.caption) if name is not None]
+def _rows(file: Path | Remote, columns: Columns) -> Iterator[tuple[int, int, Any, list[str], Any]]:
+    """Row group, row in it, image, captions and mask."""
+    names = [name for name in (columns.image, columns.caption, columns.mask) if name is not None]
     group, row = 0, 0
     for number, batch in _groups(file, names):
         group, row = number, row if number == group else 0
         for values in batch.to_pylist():
-            yield group, row, values[columns.image], texts_of(values[columns.caption] if columns.caption else None)
+            texts = texts_of(values[columns.caption] if columns.caption else None)
+            yield group, row, values[columns.image], texts, values[columns.mask] if columns.mask else None
             row += 1
 
 

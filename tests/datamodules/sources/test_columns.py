@@ -18,6 +18,8 @@ def found(kinds: dict[str, Kind], **wanted: str) -> Columns:
         ({"file_name": TEXT, "Caption": TEXT}, Columns("file_name", "Caption", None)),
         ({"URL": TEXT, "prompt": TEXT, "mask": TEXT}, Columns("URL", "prompt", "mask")),
         ({"jpg": IMAGE, "path": TEXT, "text": OTHER}, Columns("jpg", None, None)),
+        ({"scan": IMAGE, "Mask": IMAGE}, Columns("scan", None, "Mask")),
+        ({"file_name": TEXT, "mask": IMAGE}, Columns("file_name", None, "mask")),
         ({"image": IMAGE, "conditioning": IMAGE, "text": TEXT}, Columns("image", "text", None)),
     ],
 )
@@ -28,6 +30,7 @@ def test_columns_are_known_by_content_and_name(kinds, columns):
 def test_what_is_set_goes_before_names():
     kinds = {"image": IMAGE, "photo": IMAGE, "text": TEXT, "alt": TEXT, "m": IMAGE}
     assert found(kinds, image="photo", caption="alt", mask="m") == Columns("photo", "alt", "m")
+    assert found({"scan": IMAGE, "m": IMAGE}, mask="m") == Columns("scan", None, "m")
 
 
 @pytest.mark.parametrize("kinds", [{"a": TEXT, "b": OTHER}, {"one": IMAGE, "two": IMAGE}])

@@ -88,6 +88,15 @@ def test_masks_may_have_a_column(tmp_path, searched):
     photos = folder(tmp_path / "photos")
     rows = [{"image": "photos/a.png", "text": "x", "mask": "photos/b.png"}]
     assert searched(written(tmp_path / "m.csv", rows), Inpaint())[0][0].mask == photos / "b.png"
+    rows[0]["other"] = "photos/a.png"
+    path = written(tmp_path / "m.csv", rows)
+    assert searched(path, Inpaint(), mask_column="other")[0][0].mask == photos / "a.png"
+
+
+def test_masks_that_are_images_beside_paths_are_refused(tmp_path, searched):
+    rows = [{"file_name": "photos/a.png", "text": "x", "mask": png(1)}]
+    (problem,) = searched(written(tmp_path / "m.parquet", rows), Inpaint())[1]
+    assert problem.fatal and "set data.concepts.c.mask_column to a column of paths" in problem.message
 
 
 @pytest.mark.parametrize(

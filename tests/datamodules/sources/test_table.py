@@ -4,11 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from otl.config import SettingsError
+from otl.config import Inpaint, SettingsError
 from otl.datamodules import images
 from otl.datamodules.sources import table
 from tests.datamodules.fakes import CountingEncoder, data, module
-from tests.datamodules.sources.conftest import memory, png
+from tests.datamodules.sources.conftest import folder, memory, png
 
 ROWS = [{"image": {"bytes": png(n), "path": f"{n}.png"}, "text": f"row {n}", "id": n} for n in range(5)]
 
@@ -43,6 +43,24 @@ def test_images_and_captions_are_in_the_rows(place, searched):
             (n, 0, 0) for n in range(5)
         ]
         assert {sample.size for sample in samples} == {(48, 64)} and problems == []
+
+
+@pytest.mark.parametrize("column", ["mask", "other"])
+def test_masks_are_in_a_column_too(tmp_path, searched, column):
+    """As images or as paths, and not every row has one."""
+    folder(tmp_path / "photos")
+    whole, paths = {"bytes": png(255), "path": None}, ["photos/a.png", None, "photos/b.png"]
+    rows = [row | {"mask": mask} for row, mask in zip(ROWS, [None, whole, whole])]
+    rows = [row | {"other": path} for row, path in zip(rows, paths)]
+    place = parquet(tmp_path / "t.parquet", rows)
+    for _ in range(2):  # gone through, and from the index
+        samples, problems = searched(place, Inpaint(), mask_column=None if column == "mask" else column)
+        masks = [sample.mask for sample in samples]
+        if column == "other":
+            assert masks == [path and tmp_path / path for path in paths] and problems == []
+            continue
+        assert masks[0] is None and str(masks[2]) == f"{place}, row 2 (mask)" and problems == []
+        assert [images.grey(mask).getpixel((0, 0)) for mask in masks[1:]] == [76, 76]  # of (255, 0, 0)
 
 
 def test_a_row_is_named_with_its_number_and_path(tmp_path, searched):
