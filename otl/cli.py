@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from otl.mistakes import compose_settings, explain, explain_flags
 from otl.outcomes import Outcome
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
+from otl.sweeps import groups_in, jobs, parted, queued
 from otl.trust import WithoutTokens, hide, hide_uncaught, hydra_calls, known_tokens, secrets
 
 CONFIG_NAME = "config"
@@ -88,7 +89,7 @@ def job(cfg: DictConfig) -> None:
 def run(cfg: DictConfig) -> None:
     """Check once more, and call the task."""
     require(cfg)
-    require_harmless_hydra(OmegaConf.create({"hydra": HydraConfig.get()}).hydra)
+    require_harmless(OmegaConf.create({"hydra": HydraConfig.get()}).hydra)
     quiet_libraries()
     quiet_ranks()
     hide_tokens()
@@ -137,27 +138,11 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     flags = [text for text in arguments if text not in settings]
     concepts = [found for found in map(CONCEPT.fullmatch, settings) if found]
     if {"-m", "--multirun"} & set(flags):  # Hydra's sweeper keeps one setting of a name
-        settings = [queued(text, flags) for text in settings]
+        folders = groups_in(get_args_parser().parse_known_args(flags)[0].config_dir)
+        settings = [queued(text, folders) for text in settings]
         settings = [text for text in settings if not CONCEPT.fullmatch(text)]
         return flags + [_spelled_out(text) for text in settings] + ([merged(concepts)] if concepts else [])
     return flags + [_spelled_out(text) for text in settings]
-
-
-def queued(setting: str, flags: list[str]) -> str:
-    """`experiment=FOLDER/` as the list of the presets in that folder; any other setting as it is.
-
-    Raises:
-        SettingsError: there are none.
-    """
-    found = re.fullmatch(r"\+?experiment=(.+)/", setting)
-    if found is None:
-        return setting
-    own = get_args_parser().parse_known_args(flags)[0].config_dir
-    folders = [Path(parent, "experiment", found[1]) for parent in (own, conf_dir()) if parent]
-    presets = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    if not presets:
-        raise SettingsError(f"experiment: {found[1]}/ holds no presets: looked for .yaml files in {folders[0]}")
-    return "experiment=" + ",".join(f"{found[1]}/{name}" for name in presets)
 
 
 def _spelled_out(setting: str) -> str:
@@ -229,37 +214,40 @@ def check_line(arguments: Sequence[str]) -> None:
     if shows:
         return
     folder, name = config_path(arguments), line.config_name or CONFIG_NAME
-    for overrides in jobs(line.overrides) if line.multirun else [line.overrides]:
-        settings = compose_settings(overrides, name=name, extra=line.config_dir, folder=folder, hydra=True)
-        with open_dict(settings):
-            hydra_settings = settings.pop("hydra")
+    where: dict[str, Any] = {"name": name, "extra": line.config_dir, "folder": folder}
+    known = list(jobs(line.overrides, groups_in(line.config_dir, folder))) if line.multirun else [line.overrides]
+    for overrides in known:
+        settings, hydra_settings = composed(overrides, **where)
         require(settings)
-        require_harmless_hydra(hydra_settings)
+        require_harmless(hydra_settings)
+    if not known:  # Hydra writes the line and its own settings down before the sweeper knows the jobs
+        same, swept = parted(line.overrides)
+        settings, hydra_settings = composed(same, **where)
+        rest: Any = OmegaConf.to_container(settings, resolve=False)
+        require_harmless(hydra_settings, swept | rest)
 
 
-def require_harmless_hydra(hydra_settings: DictConfig) -> None:
+def composed(overrides: Sequence[str], **where: Any) -> tuple[DictConfig, DictConfig]:
+    """The settings of a job, and Hydra's own."""
+    settings = compose_settings(overrides, hydra=True, **where)
+    with open_dict(settings):
+        hydra_settings = settings.pop("hydra")
+    return settings, hydra_settings
+
+
+def require_harmless(hydra_settings: DictConfig, written: dict[str, Any] | None = None) -> None:
     """Refuse what Hydra itself would call for these settings, before any task, and tokens that it would write down.
+
+    Args:
+        written: what else it would write.
 
     Raises:
         SettingsError: lists every such call and token.
     """
     plain: Any = OmegaConf.to_container(hydra_settings, resolve=False)
-    problems = [*hydra_calls(plain), *secrets({"hydra": plain})]
+    problems = [*hydra_calls(plain), *secrets({"hydra": plain, **(written or {})})]
     if problems:
         raise SettingsError(report(problems))
-
-
-def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The overrides of each job of a sweep; none for sweeps whose values only the sweeper knows."""
-    choices = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if not override.is_sweep_override():
-            choices.append([str(override.input_line)])
-        elif override.is_discrete_sweep() and "glob(" not in str(override.input_line):
-            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        else:
-            return
-    yield from map(list, product(*choices))
 
 
 def refusal(error: BaseException) -> str | None:

@@ -17,6 +17,7 @@ from otl import cli, outcomes
 from otl.check import check
 from otl.config import SettingsError
 from otl.mistakes import compose_settings
+from otl.sweeps import jobs
 from tests.commands import ROOT, Result, listed, run_otl, run_process, write_plugin
 
 LIMIT = 3.0  # seconds of processor time for any refusal, the start of Python included
@@ -297,7 +298,7 @@ def test_a_sweep_keeps_every_field_of_every_concept() -> None:
 def test_fields_of_concepts_are_swept_over() -> None:
     fields = ["data.concepts.a.path=x", "data.concepts.a.repeats=2,3", "data.concepts.a.prompt='one, two'"]
     *_, concepts = cli.spelled_out(["--multirun", *fields])
-    composed = [compose_settings(job, name="config").data.concepts.a for job in cli.jobs([concepts])]
+    composed = [compose_settings(job, name="config").data.concepts.a for job in jobs([concepts])]
     assert [(one.path, one.repeats, one.prompt) for one in composed] == [("x", 2, "one, two"), ("x", 3, "one, two")]
 
 

@@ -3,13 +3,15 @@
 import io
 import json
 import logging
+import re
 
 import fsspec
 import pytest
 from PIL import Image
 
 from otl.check import check
-from otl.config import Data
+from otl.cli import check_line
+from otl.config import Data, SettingsError
 from otl.datamodules.scan import scan
 from otl.trust import CALLABLE, WithoutTokens, hide, hydra_calls, public, refused, secrets
 from tests.commands import ROOT, run_otl, write_plugin
@@ -149,6 +151,27 @@ def test_a_token_in_hydras_own_settings_is_refused_before_a_folder_is_made(tmp_p
     assert done.code == 2
     assert "hydra.job.env_set.HF_TOKEN: holds an access token" in done.err
     assert TOKEN not in done.out + done.err and list(tmp_path.iterdir()) == []
+
+
+PRESET = f"# @package _global_\nhydra:\n  job:\n    env_set:\n      HF_TOKEN: {TOKEN}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (["optimizer.lr=interval(1e-5,1e-4)", f"+hydra.job.env_set.HF_TOKEN={TOKEN}"], "hydra.job.env_set.HF_TOKEN"),
+        (["optimizer.lr=interval(1e-5,1e-4)", f"data.prompt={TOKEN}"], "data.prompt"),
+        (["optimizer.lr=interval(1e-5,1e-4)", f"data.prompt={TOKEN},b"], "data.prompt"),
+        (["experiment=glob(leak*)"], "hydra.job.env_set.HF_TOKEN"),
+        (["experiment=glob(no*)", f"+hydra.job.env_set.HF_TOKEN={TOKEN}"], "hydra.job.env_set.HF_TOKEN"),
+    ],
+)
+def test_so_is_one_in_a_sweep_whose_values_only_the_sweeper_knows(line, key, tmp_path):
+    """Hydra writes multirun.yaml before it asks the sweeper."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "leaking.yaml").write_text(PRESET)
+    with pytest.raises(SettingsError, match=rf"(?m)^{re.escape(key)}: holds an access token"):
+        check_line(["-m", f"--config-dir={tmp_path}", f"data.path={tmp_path}", *line])
 
 
 @pytest.mark.parametrize(
