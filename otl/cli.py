@@ -34,7 +34,7 @@ from otl.outcomes import Outcome
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
 from otl.sweeps import groups_in, jobs, parted, queued
-from otl.trust import WithoutTokens, hide, hide_uncaught, hydra_calls, known_tokens, secrets
+from otl.trust import hide, hide_logged, hide_uncaught, hydra_calls, known_tokens, secrets
 
 CONFIG_NAME = "config"
 CALLED = re.compile(r"(task|model|method|optimizer|scheduler|trainer|logger|callbacks|captioner|masker)\.[\w.]+=")
@@ -52,6 +52,7 @@ class PluginConf(SearchPathPlugin):
 def main() -> None:
     """The whole command line; exits with 2 and a message where the person who typed it can mend it."""
     hide_uncaught()
+    hide_logged()
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing its own message
     register()
@@ -92,7 +93,6 @@ def run(cfg: DictConfig) -> None:
     require_harmless(OmegaConf.create({"hydra": HydraConfig.get()}).hydra)
     quiet_libraries()
     quiet_ranks()
-    hide_tokens()
     hydra.utils.get_method(cfg.task._target_)(cfg, **options(cfg.task))
 
 
@@ -118,12 +118,6 @@ def options(task: DictConfig) -> dict[str, Any]:
     """What a task is called with besides the settings: its own keys, as plain values."""
     plain: Any = OmegaConf.to_container(task, resolve=True)
     return {name: value for name, value in plain.items() if name != "_target_"}
-
-
-def hide_tokens() -> None:
-    """No access token reaches the console or otl.log, whoever logs it."""
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(WithoutTokens())
 
 
 def message_and_code(message: str) -> int:

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -116,22 +117,33 @@ def known_tokens() -> list[str]:
     return [token.strip() for token in found if len(token.strip()) >= 8]
 
 
-class WithoutTokens(logging.Filter):
-    """Hides access tokens in what is logged, tracebacks too: an error of a library may quote the address it asked."""
+def hide_logged() -> None:
+    """No access token is in what is logged or warned of, by whomever: libraries have handlers of their own."""
+    make, tell, known = logging.getLogRecordFactory(), warnings.formatwarning, known_tokens()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.known = known_tokens()
+    def record(*args: Any, **options: Any) -> logging.LogRecord:
+        return without_tokens(make(*args, **options), known)
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    def formatted(*args: Any, **options: Any) -> str:
+        return hide(tell(*args, **options), known)
+
+    logging.setLogRecordFactory(record)
+    warnings.formatwarning = formatted
+
+
+def without_tokens(record: logging.LogRecord, known: list[str]) -> logging.LogRecord:
+    """The record, tokens hidden in its traceback too: an error of a library may quote the address that it asked."""
+    try:
         text = record.getMessage()
-        hidden = hide(text, self.known)
-        if hidden != text:
-            record.msg, record.args = hidden, None
-        if record.exc_info:
-            trace = record.exc_text or logging.Formatter().formatException(record.exc_info)
-            record.exc_text, record.exc_info = hide(trace, self.known), None  # else it is written out once more
-        return True
+    except (TypeError, ValueError, KeyError):  # arguments that do not fit are no reason to stop whoever logs
+        text = f"{record.msg} {record.args}"
+    hidden = hide(text, known)
+    if hidden != text:
+        record.msg, record.args = hidden, None
+    if record.exc_info:
+        trace = record.exc_text or logging.Formatter().formatException(record.exc_info)
+        record.exc_text, record.exc_info = hide(trace, known), None  # else it is written out once more
+    return record
 
 
 def hide_uncaught() -> None:

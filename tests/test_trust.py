@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import warnings
 
 import fsspec
 import pytest
@@ -13,7 +14,7 @@ from otl.check import check
 from otl.cli import check_line
 from otl.config import Data, SettingsError
 from otl.datamodules.scan import scan
-from otl.trust import CALLABLE, WithoutTokens, hide, hydra_calls, public, refused, secrets
+from otl.trust import CALLABLE, hide, hide_logged, hydra_calls, public, refused, secrets
 from tests.commands import ROOT, run_otl, write_plugin
 
 TOKEN = "hf_" + "aB3" * 11
@@ -108,11 +109,38 @@ def test_a_token_in_the_hubs_own_file_is_known(tmp_path, monkeypatch):
     assert len(list(secrets({"a": "x not-like-the-others"}))) == 1
 
 
-def test_no_token_is_logged(monkeypatch, caplog):
+@pytest.fixture
+def hidden(monkeypatch):
+    """What `main` does, for a test; a library's logger, with a handler of its own, and what that writes."""
     monkeypatch.setenv("HF_TOKEN", "0123456789abcdef")
-    caplog.handler.addFilter(WithoutTokens())
-    logging.getLogger("somewhere").warning("asked %s with %s", "https://me:secret@hub/x", "0123456789abcdef")
-    assert caplog.messages[-1] == "asked https://***@hub/x with ***"
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    hide_logged()
+    written, library = io.StringIO(), logging.Logger("library")
+    library.addHandler(logging.StreamHandler(written))
+    return library, written
+
+
+def test_no_token_is_logged(hidden):
+    library, written = hidden
+    library.warning("asked %s with %s", "https://me:secret@hub/x", "0123456789abcdef")
+    try:
+        raise OSError("401 for 0123456789abcdef")
+    except OSError:
+        library.exception("again")
+    assert written.getvalue().startswith("asked https://***@hub/x with ***\nagain\n")
+    assert written.getvalue().endswith("OSError: 401 for ***\n")
+
+
+def test_nor_by_arguments_that_do_not_fit(hidden, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    library, written = hidden
+    library.warning("asked %d times", "0123456789abcdef")
+    assert written.getvalue() == "asked %d times ('***',)\n"
+
+
+def test_nor_in_a_warning(hidden):
+    assert "with ***" in warnings.formatwarning("asked with 0123456789abcdef", UserWarning, "file.py", 1, line="")
 
 
 LEAK = """
@@ -121,6 +149,10 @@ def ask():
     raise RuntimeError("401 for " + os.environ["HF_TOKEN"])
 def leak(cfg):
     logging.getLogger("somewhere").warning("asked with %s", os.environ["HF_TOKEN"])
+    own = logging.getLogger("own")
+    own.propagate = False
+    own.addHandler(logging.StreamHandler(open("own.log", "w")))
+    own.warning("asked with %s", os.environ["HF_TOKEN"])
     try:
         ask()
     except RuntimeError:
@@ -140,6 +172,7 @@ def test_no_token_gets_out_of_a_run(more, tmp_path):
     done = run_otl("task=leak", *out, *more, cwd=tmp_path, path=(ROOT, plugin), HF_TOKEN="0123456789abcdef")
     assert done.code == 1
     assert done.err.count("401 for ***") >= 2 and "asked with ***" in done.out
+    assert (tmp_path / "own.log").read_text().startswith("asked with ***\n")
     written = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert any("asked with ***" in text and "RuntimeError: 401 for ***" in text for text in written)
     assert not any("0123456789abcdef" in text for text in [done.out, done.err, *written])
