@@ -179,6 +179,8 @@ class Method(Protocol):
 
     whole_parts: tuple[str, ...]
     """Parts that train whole: loaded in fp32, since rounding them first would lose what the checkpoint holds."""
+    output_settings: tuple[str, ...]
+    """The fields of `output` that are for its kind of file alone, of `format`, `checkpoint_format` and `trigger`."""
 
     def attach(self, module: DiffusionModule) -> list[ParamGroup]:
         """Make trainable what this method trains, and say in which groups."""

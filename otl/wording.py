@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from enum import Enum
 from typing import Any
 
 
@@ -44,6 +45,8 @@ def show(value: Any) -> str:
     """A value as one writes it on the command line."""
     if value is None:
         return "null"
+    if isinstance(value, Enum):
+        return str(value.value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

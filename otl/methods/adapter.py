@@ -60,6 +60,7 @@ class Adapter:
     """
 
     whole_parts: tuple[str, ...] = ()
+    output_settings: tuple[str, ...] = ("format", "trigger")
     kind: ClassVar[type[AdapterLayer]]  # of layer, in files
     continues: ClassVar[tuple[str, ...]]  # the kinds of files it can go on from
     part_settings: ClassVar[tuple[str, ...]] = ("lr", "rank", "alpha", "stop_after")

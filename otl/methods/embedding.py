@@ -23,6 +23,7 @@ class Embedding:
     """
 
     whole_parts: tuple[str, ...] = ()
+    output_settings: tuple[str, ...] = ()
 
     def __init__(self, *, embeddings: dict[str, Any], templates: str | list[str] | None = None) -> None:
         self.embeddings = Embeddings(embeddings, templates)

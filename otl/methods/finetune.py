@@ -37,6 +37,7 @@ class Finetune:
     """
 
     part_settings: ClassVar[tuple[str, ...]] = OF_EACH
+    output_settings: tuple[str, ...] = ("checkpoint_format",)
 
     def __init__(
         self,

@@ -8,15 +8,17 @@ from typing import Any
 from omegaconf import DictConfig
 
 from otl.augmentation import varying
-from otl.config import ConceptType, Data, Problem
+from otl.config import ConceptType, Data, Output, Problem
 from otl.modules import stopping
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.tasks.run import plain
 from otl.training_conflicts import of_optimizer, of_warmup, without_validation
 from otl.types import Advising, Sample
+from otl.wording import show
 
 MOST_CLASS_IMAGES = 0.6  # share of an epoch
+WRITTEN_IN = {"format": "adapters", "checkpoint_format": "whole models", "trigger": "the headers of adapters"}
 
 
 def advise(
@@ -49,6 +51,7 @@ def advise(
         *of_validation(settings, held_out=len(samples) - len(train)),
         *of_layers(module),
         *of_stops(settings, module, batches=batches, steps=steps),
+        *of_output(module),
         *module.advice(),
     ]
 
@@ -130,3 +133,13 @@ def of_stops(settings: DictConfig, module: DiffusionModule, *, batches: int, ste
     if steps:
         per_epoch = steps_per_epoch(batches, settings.trainer.accumulate_grad_batches)
         yield from stopping.problems(module.groups, stopping.Length(steps, per_epoch))
+
+
+def of_output(module: DiffusionModule) -> Iterator[Problem]:
+    """What is set for files of another kind than the method writes."""
+    assert module.method is not None
+    for name, kind in WRITTEN_IN.items():
+        value = getattr(module.output_options, name)
+        if value != getattr(Output(), name) and name not in module.method.output_settings:
+            message = f"would have no effect: it is for {kind}, and {type(module.method).__name__} writes none"
+            yield Problem(f"output.{name}", f"{show(value)} {message}", fatal=False)

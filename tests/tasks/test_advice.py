@@ -39,6 +39,9 @@ def test_the_defaults_make_sense(advised):
         (["method.rank=64"], {}, "method.rank", "above the width of", False),
         (["+method.parts.denoiser.stop_after=33 epochs"], {}, "stop_after", "after step 99 of 100", True),
         (["+method.parts.denoiser.stop_after=50 epochs"], {}, "stop_after of unet", "has no effect", False),
+        (["output.checkpoint_format=single_file"], {}, "output.checkpoint_format", "for whole models, and Lora", False),
+        (["method=finetune", "output.format=peft"], {}, "output.format", "peft would have no effect", False),
+        (["method=inpaint", "output.trigger=sks"], {}, "output.trigger", "headers of adapters, and Inpaint", False),
     ],
 )
 def test_what_makes_no_sense_is_said(line, options, key, said, fatal, advised):
