@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from otl.config import SettingsError, assets_dir
-from otl.datamodules.files import content_hash
+from otl.datamodules.files import content_hash, place
+from otl.datamodules.index import Index
 from otl.formats.original import config_folder
 from otl.formats.stored import Stored, in_folder, of_network
 
@@ -85,10 +86,13 @@ def load_folder(
     return family.pipeline_class.from_pretrained(folder, dtype=dtypes, local_files_only=True, **options)
 
 
-def identity(family: DiffusionModule) -> dict[str, str]:
+def identity(family: DiffusionModule, known: Index | None = None) -> dict[str, str]:
     """What the checkpoint holds, without loading it: file -> hash of its bytes, of those that are loaded.
 
     Of one from the hub the commit that lies in its cache; empty where it is not there yet.
+
+    Args:
+        known: hashes of earlier runs, of files that have not changed since; None: all are read.
     """
     path = Path(family.checkpoint).expanduser()
     if path.is_dir():
@@ -106,7 +110,22 @@ def identity(family: DiffusionModule) -> dict[str, str]:
         return {"commit": Path(kept).parent.name} if isinstance(kept, str) else {}
     base = path if path.is_dir() else path.parent
     with ThreadPoolExecutor() as pool:
-        return dict(zip((file.relative_to(base).as_posix() for file in files), pool.map(content_hash, files)))
+        found = pool.map(lambda file: _hash(file, known), files)
+        hashes = dict(zip((file.relative_to(base).as_posix() for file in files), found))
+    if known is not None:
+        known.flush()
+    return hashes
+
+
+def _hash(file: Path, known: Index | None) -> str:
+    """Of the bytes; a gigabyte takes a processor more than a second."""
+    if known is None:
+        return content_hash(file)
+    name, stamp = str(file.absolute()), place(file)
+    found = known.get(name, stamp)
+    if found is None:
+        known.put(name, stamp, found := content_hash(file))
+    return found
 
 
 def _loaded(folder: Path, family: DiffusionModule) -> list[Path]:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.datamodules.files import content_hash
+from otl.datamodules.index import Index
 from otl.formats.files import tensors_hash, whole
 from otl.modules.base import DiffusionModule
 from otl.modules.loading import identity
@@ -59,6 +60,12 @@ def start(settings: DictConfig, contents: dict[str, dict[str, str]], folder: Pat
     return record
 
 
+def add_weights(record: dict[str, Any], module: DiffusionModule, folder: Path) -> None:
+    """Of a model that came from the hub when it was loaded: only now it is known which it was."""
+    record["weights"] = identity(module)
+    write(record, folder)
+
+
 @rank_zero_only
 def finish(record: dict[str, Any], folder: Path, *, outcome: str, step: int) -> None:
     """Add what came out: every exported file with its hash."""
@@ -72,7 +79,9 @@ def finish(record: dict[str, Any], folder: Path, *, outcome: str, step: int) -> 
 
 def contents_of(data: BucketedDataModule, module: DiffusionModule) -> dict[str, dict[str, str]]:
     """The hashes of what is trained on and of what is trained, by "images", "masks", "captions" and "weights"."""
-    return {"images": images(data), "masks": masks(data), "captions": captions(data), "weights": identity(module)}
+    known = Index(Path(data.data.cache_dir).expanduser(), "weights") if data.data.cache else None
+    weights = identity(module, known)
+    return {"images": images(data), "masks": masks(data), "captions": captions(data), "weights": weights}
 
 
 def images(data: BucketedDataModule) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
@@ -93,6 +93,9 @@ def run(settings: DictConfig, folder: Path) -> None:
     if settings.trainer.val_check_interval is not None:
         validate_by_steps(trainer, settings.trainer.val_check_interval)
     record = begin(settings, module, data, trainer, folder, earlier)
+    if trainer.is_global_zero and not record["weights"]:
+        trainer.callbacks.append(LambdaCallback(on_fit_start=lambda *_: manifest.add_weights(record, module, folder)))
+        drop_empty(trainer.callbacks[-1:])
     summary.opening(module, data, trainer, batches)
     started = time.monotonic()
     try:

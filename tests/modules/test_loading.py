@@ -1,6 +1,7 @@
 """Where weights come from, and what is said when they are not there."""
 
 import json
+import os
 import re
 import shutil
 
@@ -10,9 +11,11 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from otl.config import SettingsError
+from otl.datamodules.index import Index
 from otl.formats.original import config_folder, sgm_unet_names
 from otl.methods.finetune import Finetune
 from otl.methods.lora import Lora
+from otl.modules import loading
 from otl.modules.stable_diffusion import StableDiffusion
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
 from otl.types import Batch
@@ -217,3 +220,16 @@ def test_a_file_with_other_input_channels_than_the_settings_describe_is_refused(
     save_file(tensors, tmp_path / "m.safetensors")
     with pytest.raises(SettingsError, match=text):
         StableDiffusion(str(tmp_path / "m.safetensors"), config=config).configure_model()
+
+
+def test_a_checkpoint_that_has_not_changed_is_not_read_again_to_know_it(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    family, changed = StableDiffusion(str(file)), os.stat(file).st_mtime_ns
+    first = loading.identity(family, Index(tmp_path, "weights"))
+    assert first == loading.identity(family)
+    file.write_bytes(b"two")
+    os.utime(file, ns=(changed, changed))  # as if it had not
+    assert loading.identity(family, Index(tmp_path, "weights")) == first
+    os.utime(file, ns=(changed, changed + 1))
+    assert loading.identity(family, Index(tmp_path, "weights")) == loading.identity(family) != first

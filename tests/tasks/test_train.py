@@ -87,6 +87,25 @@ def test_a_run_leaves_what_the_readme_lists_and_the_plan_says(run, photos, tmp_p
     )
 
 
+def test_the_manifest_knows_the_commit_of_a_model_that_came_from_the_hub_meanwhile(
+    run, sd15_folder, tmp_path, monkeypatch
+):
+    """The hub's client, which puts what it fetches into its cache, is asked when the run has begun."""
+    kept, load = tmp_path / "hub" / "models--me--model", StableDiffusionPipeline.from_pretrained.__func__
+
+    def fetch(pipeline_class, name, **options):
+        (kept / "snapshots").mkdir(parents=True)
+        (kept / "snapshots" / "0123abc").symlink_to(sd15_folder)
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text("0123abc")
+        return load(pipeline_class, sd15_folder, **options)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", classmethod(fetch))
+    done = run("run", "model.checkpoint=me/model", "trainer.max_steps=1")
+    assert json.loads((done / "manifest.json").read_text())["weights"] == {"commit": "0123abc"}
+
+
 RESUMED = [
     ("method=lora", "method.dropout=0.1"),
     ("method=lora", "trainer.accumulate_grad_batches=2"),
