@@ -134,6 +134,14 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path, name, skippe
     assert str(tmp_path / name) in problem.details[0] and len(problem.details[0]) > len(str(tmp_path / name)) + 5
 
 
+def test_images_of_more_pixels_than_are_allowed_are_broken(tmp_path):
+    picture(tmp_path / "a.png", h=64, w=64)
+    picture(tmp_path / "b.png", h=64, w=80)
+    samples, (problem,) = scan(data(tmp_path, max_megapixels=0.0041))  # 64 x 64 are 0.004096
+    assert [sample.name for sample in samples] == ["a.png"]
+    assert "more than data.max_megapixels=0.0041" in problem.details[0]
+
+
 def test_bytes_after_the_end_of_an_image_do_no_harm(tmp_path):
     for name in ("a.png", "b.jpg"):
         path = picture(tmp_path / name)

@@ -16,6 +16,7 @@ from otl.cli import options
 from otl.config import RunEnded, SettingsError
 from otl.datamodules.captions import lines
 from otl.tasks.caption import caption
+from otl.tools.taggers import Tagger
 from tests.commands import run_otl
 from tests.tools import tiny
 
@@ -155,6 +156,14 @@ def test_what_fails_is_named_and_the_others_are_written(run: Run, photos: Path, 
     assert read_captions(photos / "red.txt") == ["red"]
     assert not (photos / "dark.txt").exists()
     assert (photos / "latin.txt").read_bytes() == "größer".encode("latin-1")
+
+
+def test_so_many_images_are_captioned_at_once(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 20), BLUE).save(photos / "another.png")
+    sizes, captions = [], Tagger.captions
+    monkeypatch.setattr(Tagger, "captions", lambda tagger, some: sizes.append(len(some)) or captions(tagger, some))
+    run("task.mode=replace", "task.batch_size=2")
+    assert sizes == [2, 1]
 
 
 def test_the_summary_counts_written_and_left(run: Run, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ from otl.cli import options
 from otl.config import Data, Inpaint, MaskSource, RunEnded, SettingsError
 from otl.datamodules.scan import scan
 from otl.tasks.mask import mask
+from otl.tools.maskers import ColourMasker
 
 Run = Callable[..., list[dict[str, str]]]
 LEFT = np.zeros((20, 40), np.uint8)
@@ -167,6 +168,15 @@ def test_white_reaches_further_or_draws_back(run: Run, photos: Path, grow: int, 
 def test_inverted_white_is_the_rest_and_what_grows(run: Run, photos: Path) -> None:
     run("task.invert=true", "task.grow=2")
     assert (read(label(photos)) == 255).sum(axis=1).tolist() == [32] * 20
+
+
+def test_so_many_images_are_masked_at_once(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.png", "c.png"):
+        Image.new("RGB", (20, 20)).save(photos / name)
+    sizes, masks = [], ColourMasker.masks
+    monkeypatch.setattr(ColourMasker, "masks", lambda masker, some: sizes.append(len(some)) or masks(masker, some))
+    run("task.batch_size=2")
+    assert sizes == [2, 1]
 
 
 def test_smooth_edges_have_greys(run: Run, photos: Path) -> None:
