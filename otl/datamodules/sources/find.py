@@ -59,7 +59,7 @@ def find(wanted: Wanted, index: Index, limits: Limits) -> Found:
         found = _of_files(wanted, place, archives or tables, index, examine)
     else:
         found = Found(problems=_empty(wanted, place, names))
-    return Found(found.items, _unsupported(wanted, place) + found.problems, masks(names))
+    return Found(found.items, _unsupported(wanted, place) + _unnamed(wanted, names) + found.problems, masks(names))
 
 
 def _of_file(wanted: Wanted, place: Place, name: str, index: Index, examine: Examine) -> Found:
@@ -181,6 +181,21 @@ def _unsupported(wanted: Wanted, place: Place) -> list[Problem]:
         return []
     message = f"{counted(len(others), 'file')} of a kind that is not read, and left out; convert to png or jpg"
     return [Problem(wanted.setting, message, False, others, [(file, UNREAD) for file in others])]
+
+
+def _unnamed(wanted: Wanted, names: Sequence[str]) -> list[Problem]:
+    """Files that may be images, for all that their names say: of downloads, such as `photo` and `photo.jpg_large`."""
+    odd = [name for name in names if _odd(name)]
+    if not odd:
+        return []
+    message = f"{counted(len(odd), 'file')} without the extension of an image, and left out; rename what is an image"
+    return [Problem(wanted.setting, message, False, odd)]
+
+
+def _odd(name: str) -> bool:
+    """Whether it has no extension, or one that only begins as that of an image."""
+    _, dot, end = _last(name).lower().rpartition(".")
+    return not dot or (f".{end}".startswith(EXTENSIONS) and f".{end}" not in EXTENSIONS)
 
 
 def _ending(names: Iterable[str], suffixes: Sequence[str]) -> list[str]:

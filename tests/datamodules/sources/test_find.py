@@ -57,6 +57,15 @@ def test_kinds_that_are_not_read_are_left_out_by_name(tmp_path, searched):
     assert not problem.fatal and problem.left_out == [(str(photos / "b.HEIC"), "it is of a kind that is not read")]
 
 
+def test_what_may_be_an_image_but_for_its_name_is_said(tmp_path, searched):
+    photos = folder(tmp_path / "photos")
+    for name in ("download", "b.jpg_large", "notes.md", "a.png.txt", "a-masklabel.webp"):
+        (photos / name).write_bytes(b"x")
+    samples, problems = searched(photos)
+    (odd,) = [problem for problem in problems if "without the extension" in problem.message]
+    assert len(samples) == 3 and not odd.fatal and odd.details == ["b.jpg_large", "download"]
+
+
 def test_a_single_image_is_no_source(tmp_path, searched):
     (problem,) = searched(folder(tmp_path / "photos") / "a.png")[1]
     assert problem.fatal and "is a file; give the folder it is in" in problem.message
