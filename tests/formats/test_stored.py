@@ -69,6 +69,15 @@ def test_a_weight_that_overflows_is_refused_and_nothing_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_number_that_is_not_finite_is_enough(value, dtype, tmp_path):
+    tensor = torch.arange(30.0).view(5, 6)
+    tensor[3, 2] = value
+    with pytest.raises(SettingsError, match="NaN or infinity"):
+        write(tmp_path / "a.safetensors", {"a": tensor}, {}, dtype=dtype)
+
+
 class Forgetful(Watched):
     """Says something else each time."""
 
