@@ -1,18 +1,12 @@
-"""What can go wrong in a process: the operating system, and nothing of OTL, is made to fail."""
+"""The moments of a run at which something can happen: calls to the operating system, and parts of a step."""
 
 from __future__ import annotations
 
 import builtins
 import collections
-import errno
 import functools
 import io
-import multiprocessing
 import os
-import random
-import signal
-import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +15,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from otl.formats.files import destination
+from otl.modules.training import Training
 
 MARK = "FAULT "  # begins a line that says what was done
 CALLS = ("open", "fsync", "replace", "unlink")  # of module os
@@ -30,14 +25,22 @@ FILES = {
     "checkpoints": "a checkpoint",
     "samples": "a picture",
     "final": "a result",
-}  # by folder
+}  # by what the name of a folder, or of the file, begins with
+OTHER = "another file"
 NAMES = {"metrics.csv": "the table", "manifest.json": "a record", "plan.json": "a record", "index.json": "a record"}
 KILLS = (
     *(f"{when} {call}" for call in CALLS for when in ("before", "after")),
-    *("before backward", "within backward", "after backward", "after step", "within write", "between shards"),
+    *(
+        "before backward",
+        "within backward",
+        "after backward",
+        "after step",
+        "within write",
+        "between shards",
+        "within validation",
+    ),
 )
 REFUSALS = (*(f"before {call}" for call in CALLS), "within write")
-OFF = 1e6  # seconds that a clock is off
 
 
 class Fault:
@@ -54,8 +57,11 @@ class Fault:
         self.name, self.number, self.happen, self.lasting = name, number, happen, lasting
         self.seen: collections.Counter[str] = collections.Counter()  # moments, by their names
         self.begun = False
+        self.process = os.getpid()
 
     def moment(self, name: str) -> None:
+        if os.getpid() != self.process:
+            return  # a process that loads batches
         self.seen[name] += 1
         if name.startswith(self.name) and self.name:
             self.number -= 1
@@ -66,6 +72,7 @@ class Fault:
 
     def install(self) -> None:
         """Into this process, which is not to be used for anything else any more."""
+        self.process = os.getpid()
         for call in CALLS:
             setattr(os, call, self.around(getattr(os, call), call))
         opened = io.open
@@ -79,6 +86,13 @@ class Fault:
         io.open = builtins.open = open_  # type: ignore[assignment]
         torch.Tensor.backward = self.within(torch.Tensor.backward)  # type: ignore[method-assign,assignment]
         register_optimizer_step_post_hook(lambda *_: self.moment("after step"))
+        validate = Training.validation_step
+
+        def validation_step(module: Training, *batch: Any) -> None:
+            self.moment("within validation")
+            validate(module, *batch)
+
+        Training.validation_step = validation_step  # type: ignore[method-assign]
 
     def around(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         """A moment right before a call, and one right after it."""
@@ -143,65 +157,4 @@ def about(path: Any) -> str:
     path = destination(Path(os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path))
     if path.name in NAMES:
         return NAMES[path.name]
-    return next((FILES[parent.name] for parent in path.parents if parent.name in FILES), "another file")
-
-
-# What happens
-
-
-def killed(name: str) -> None:
-    """kill -9, the power, the kernel: nothing is told and nothing is cleaned up."""
-    print(f"{MARK}killed {name}", flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def worker_killed(name: str) -> None:
-    """What the kernel does to a loader's worker where the memory is full."""
-    workers = multiprocessing.active_children()
-    for worker in workers:
-        worker.kill()
-        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
-    print(f"{MARK}{len(workers)} workers killed {name}", flush=True)
-
-
-def refused(number: int) -> Callable[[str], None]:
-    """The operating system says no."""
-
-    def refuse(name: str) -> None:
-        if name.startswith(REFUSALS):
-            print(f"{MARK}{errno.errorcode[number]} {name}", flush=True)
-            raise OSError(number, os.strerror(number))
-
-    return refuse
-
-
-def clock_off(seconds: float) -> None:
-    """The clock on the wall, and no other, says something else."""
-    now = time.time
-    time.time = lambda: now() + seconds
-
-
-def cut_off(path: Path, draw: random.Random) -> None:
-    """A file loses its end."""
-    os.truncate(path, draw.randrange(path.stat().st_size))
-
-
-def wrong_byte(path: Path, draw: random.Random) -> None:
-    """One byte of the largest tensor in a torch file is another one."""
-    with zipfile.ZipFile(path) as archive:
-        entry = max(archive.infolist(), key=lambda each: each.file_size)
-    with path.open("r+b") as file:
-        file.seek(entry.header_offset + 26)
-        names = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
-        place = entry.header_offset + 30 + names + draw.randrange(entry.file_size)
-        file.seek(place)
-        value = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([value ^ 0xFF]))
-
-
-def moved_in_time(paths: list[Path], draw: random.Random) -> None:
-    """Files seem to have been written in another order."""
-    for path in paths:
-        moment = draw.uniform(1e9, 2e9)
-        os.utime(path, (moment, moment))
+    return next((kind for part in path.parts[::-1] for name, kind in FILES.items() if part.startswith(name)), OTHER)
