@@ -19,7 +19,7 @@ def states() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(keys.astype("int64")), *rest],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # else nothing was drawn there, and asking would occupy memory of a run on the CPU
         found["cuda"] = torch.cuda.get_rng_state()  # of this process's device only: asking others would occupy them
     return found
 

@@ -65,6 +65,9 @@ def run(settings: DictConfig, folder: Path) -> None:
     tf32 = allow_tf32(precision, accelerator=settings.trainer.accelerator)
     log.info(f"precision {precision.name}: {precision.reason}{'; what is left in fp32 is computed in TF32' * tf32}")
     seed_everything(settings.seed, verbose=False)
+    skeleton = build_skeleton(settings)
+    # Before anything is on a GPU: what `trainer.deterministic` sets has to be there when cuBLAS begins.
+    trainer = build_trainer(settings, precision.name, trains_text=skeleton.trains_text)
     if classes.lacking(settings):  # whatever is wrong is told before weights are loaded to draw them
         made, problems = plan.undrawn(settings)
         require_sound(problems + disk.problems(made["disk"], settings, folder))
@@ -72,10 +75,8 @@ def run(settings: DictConfig, folder: Path) -> None:
     module = build_module(settings)
     module.run_dir, module.track = folder, track
     module.autocast_dtype, module.precision_name = precision.autocast, precision.name
-    skeleton = build_skeleton(settings)
     data = build_data(settings, skeleton)
     data.setup("fit")
-    trainer = build_trainer(settings, precision.name, trains_text=skeleton.trains_text)
     if trainer.is_global_zero:
         made, problems = plan.make(settings, scanned=data.scanned)
         problems += disk.problems(made["disk"], settings, folder)
