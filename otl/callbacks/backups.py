@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 INDEX = "index.json"
+NAME = re.compile(r"step-\d+\.ckpt")
 POLL = 5.0  # seconds between looks for room on a full disk
 
 
@@ -142,12 +144,15 @@ class Backups:
 
 
 def read_index(folder: Path) -> tuple[list[str], Best | None]:
-    """The names of the checkpoints that are there, oldest first, and the best. Without an index, in order of steps."""
+    """The names of the checkpoints that are there, oldest first, and the best. Without an index, in order of steps.
+
+    An index that came with a stranger's folder may name anything: what is no checkpoint's name is left alone.
+    """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return sorted(path.name for path in folder.glob("step-*.ckpt")), None
-    written = [name for name in index["written"] if (folder / name).is_file()]
+    written = [name for name in index["written"] if NAME.fullmatch(name) and (folder / name).is_file()]
     better = [Best(**each) for each in (index.get("coming"), index["best"]) if each and each["name"] in written]
     return written, better[0] if better else None
 

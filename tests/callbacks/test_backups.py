@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -182,3 +183,16 @@ def test_torch_tells_what_the_system_said() -> None:
     """/dev/full is a disk without room."""
     with pytest.raises(OSError, match="No space left"):
         dump({"a": torch.zeros(10**6)}, Path("/dev/full"))
+
+
+def test_an_index_from_elsewhere_deletes_nothing_outside_of_the_folder(tmp_path: Path) -> None:
+    """Nor anything in it that is no checkpoint."""
+    folder = tmp_path / "run" / "checkpoints"
+    save(backups(folder), 1)
+    strange = ["../../mine.ckpt", "notes.txt", str(tmp_path / "mine.ckpt"), "../checkpoints/step-00000007.ckpt"]
+    for name in strange:
+        (folder / name).write_text("mine")
+    (folder / INDEX).write_text(json.dumps({"written": [*strange, "step-00000001.ckpt"], "best": None}))
+    save(backups(folder, keep=1, resumed=folder / "step-00000001.ckpt"), 2, 3)
+    assert all((folder / name).is_file() for name in strange)
+    assert there(folder) == [3, 7]
