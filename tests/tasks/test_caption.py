@@ -206,6 +206,13 @@ def test_a_caption_in_a_manifest_is_one_too(run: Run, photos: Path) -> None:
     assert [row["reason"] for row in run()] == ["captioned already"] * 2
 
 
+def test_a_table_writes_nothing_outside_of_its_folder(run: Run, photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), RED).save(tmp_path / "mine.png")
+    (photos / "metadata.csv").write_text("file_name,text\nred.png,a wall\n../mine.png,\n")
+    assert sorted(Path(row["image"]).name for row in run()) == ["red.png", "sky.v2.jpg"]
+    assert not (tmp_path / "mine.txt").exists()
+
+
 def test_images_that_lie_in_no_folder_are_refused(run: Run, photos: Path) -> None:
     (photos / "list.csv").write_text("file_name,text\nred.png,a wall\n")
     with pytest.raises(SettingsError, match=r"data\.path: .*list\.csv is no folder on a disk"):
