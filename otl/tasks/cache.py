@@ -17,6 +17,7 @@ from torch import nn
 from otl.callbacks.progress import track
 from otl.config import RunEnded
 from otl.datamodules import upkeep, uses
+from otl.datamodules.bucketed import report
 from otl.datamodules.cache import Cache
 from otl.formats.files import size
 from otl.modules.base import DiffusionModule
@@ -84,7 +85,7 @@ def fill(settings: DictConfig, folder: Path | None = None) -> None:
     data = build_data(settings, build_skeleton(settings))
     data.setup("fit")
     for problem in data.problems:
-        log.warning(f"{problem.key}: {problem.message}")
+        log.warning(report(problem))
     fabric = Fabric(
         accelerator=trainer.accelerator,
         devices=trainer.devices,

@@ -14,7 +14,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from otl.config import SettingsError
+from otl.datamodules.cache import Cache
+from otl.datamodules.upkeep import contents as contents_of
 from otl.tasks import tables
+from otl.tasks.cache import cache
 from otl.tasks.train import train
 from tests.datamodules.test_images import ORIENTATION_TAG, linear_profile
 
@@ -186,6 +189,15 @@ def test_the_rest_is_trained_on_and_of_each_it_is_said_what_became_of_it(setting
     assert sorted(manifest["images"]) == sorted(str(folder / name) for name in WHOLE)
     weights = load_file(tmp_path / "final.safetensors")
     assert weights and all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_the_cache_is_filled_with_the_rest_and_names_what_is_left_out(settings, overrides, folder, tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        cache(settings(*overrides, "data.broken_images=skip", "trainer.accelerator=cpu"), folder=tmp_path)
+    assert f"{folder}/cut-off.jpg: damaged or cut off" in caplog.text
+    assert "3 more: task=plan lists all in plan.json" in caplog.text
+    counts = {each.origin.kind: each.entries for each in contents_of(Cache(tmp_path / "cache"))}
+    assert counts["image"] == len(WHOLE)
 
 
 def test_the_plan_is_shown_whatever_the_names_are(settings, overrides, folder, tmp_path):
