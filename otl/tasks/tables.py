@@ -78,11 +78,14 @@ def concepts(plan: dict[str, Any]) -> Table:
 
 
 def weights(plan: dict[str, Any]) -> Table:
-    columns = ["part", "parameters", "dtype", "GB", "trained", "added", "added, MB"]
-    table = Table(*columns, title="Weights of the checkpoint, and what the method adds", title_justify="left")
+    """Of each part; in millions, so that no number is cut off where a line has 80 characters."""
+    columns = ["part", "dtype", "millions", "GB", "trained", "added", "added, MB"]
+    title = "Weights of the checkpoint, and what the method adds; parameters in millions"
+    table = Table(*columns, title=title, title_justify="left")
     for row in plan["weights"]:
-        own = [row["part"], f"{row['parameters']:,}", row["dtype"], f"{row['bytes'] / GIGA:.2f}", f"{row['trained']:,}"]
-        table.add_row(*own, f"{row['added']:,}", f"{row['added_bytes'] / MEGA:.1f}")
+        own, trained, added = (f"{row[name] / MEGA:,.3f}" for name in ("parameters", "trained", "added"))
+        gigabytes, megabytes = f"{row['bytes'] / GIGA:.2f}", f"{row['added_bytes'] / MEGA:.1f}"
+        table.add_row(row["part"], row["dtype"], own, gigabytes, trained, added, megabytes)
     return table
 
 

@@ -63,9 +63,11 @@ def test_what_a_method_adds_is_not_among_the_weights_of_the_checkpoint(line, tra
     assert tuple(row["bytes"] for row in parts) == (UNET * (4 if whole else 2), CLIP_L * 2)
 
 
-def test_the_table_shows_them_apart():
-    row = {"part": "unet", "parameters": UNET, "trained": 6_782_976, "dtype": "float32", "bytes": UNET * 4}
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(tables.weights({"weights": [row | {"added": 6_782_976, "added_bytes": 4 * 6_782_976}]}))
+def test_the_table_shows_them_apart_and_whole_where_a_line_has_80_characters():
+    row = {"part": "text_encoder_2", "parameters": 2_567_463_684, "trained": 42_557_440, "dtype": "float32"}
+    row |= {"bytes": 4 * 2_567_463_684, "added": 42_557_440, "added_bytes": 4 * 42_557_440}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(tables.weights({"weights": [row]}))
     shown = console.export_text()
-    assert "3.44" in shown and "27.1" in shown and "859,520,964" in shown
+    assert all(text in shown for text in ("text_encoder_2", "float32", "2,567.464", "10.27", "42.557", "170.2"))
+    assert "…" not in shown
