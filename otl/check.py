@@ -66,13 +66,16 @@ def report(problems: Sequence[Problem]) -> str:
 def check(cfg: DictConfig) -> list[Problem]:
     """All that is wrong with composed settings, as far as it can be told without torch."""
     problems = list(_unknown_fields(cfg, ""))
-    settings = _plain(cfg, "", problems)
+    settings = {name: group for name, group in _plain(cfg, "", problems).items() if group is not Unknown}
     for key, node in _dicts(settings, ""):
         if "_target_" in node:
             problems += _check_call(key, node)
     for name, node in (settings.get("callbacks") or {}).items():
         if isinstance(node, dict) and "_target_" not in node:
             problems.append(_no_callback(name, node, settings["callbacks"]))
+        elif node is not None and not isinstance(node, dict):
+            message = f"{show(node)} is not accepted: must be a mapping of its settings, or null for none"
+            problems.append(Problem(f"callbacks.{name}", message))
     for group in CALLED:
         if isinstance(settings.get(group), dict) and settings[group] and "_target_" not in settings[group]:
             name, value = next(iter(settings[group].items()))

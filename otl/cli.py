@@ -24,12 +24,11 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from otl import outcomes
 from otl.check import report, require
 from otl.config import RunEnded, SettingsError, conf_dir, register
-from otl.mistakes import compose_settings, explain, explain_flags
+from otl.mistakes import COMPOSING, compose_settings, explain, explain_flags
 from otl.outcomes import Outcome
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
@@ -257,7 +256,7 @@ def refusal(error: BaseException) -> str | None:
 def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     """The message for an error that the person who typed the line can mend; None for any other."""
     in_job = any(frame.f_code is job.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
-    composing = isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError) and not in_job
+    composing = isinstance(error, (*COMPOSING, yaml.YAMLError)) and not in_job
     if refusal(error) or not composing:
         return refusal(error)
     line = get_args_parser().parse_known_args(list(arguments))[0]

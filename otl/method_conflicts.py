@@ -25,7 +25,7 @@ INPAINT = "otl.methods.inpaint.Inpaint"
 def of_method(settings: dict[str, Any]) -> Iterator[Problem]:
     """What is wrong with the method's settings beside those of model and output, where each has its right type."""
     method, model, output = (settings.get(group) or {} for group in ("method", "model", "output"))
-    if "_target_" not in method or unclear(method) or not isinstance(model.get("_target_"), str):
+    if not all(isinstance(group, dict) and "_target_" in group for group in (method, model)) or unclear(method):
         return
     for check in (check_parts, check_layers, check_embeddings, check_files):
         try:
@@ -100,15 +100,9 @@ def check_embeddings(method: dict[str, Any], family: str, output: dict[str, Any]
 def check_files(method: dict[str, Any], family: str, output: dict[str, Any]) -> None:
     """Whether there is such a form of the model to train, and of the file to write."""
     kind, name = method["_target_"], family.rpartition(".")[2]
-    whole, single = descends(kind, FINETUNE), output.get("checkpoint_format") is CheckpointFormat.single_file
-    adapter, peft = descends(kind, ADAPTER), output.get("format") is LoraFormat.peft
-    if whole:
-        forms.refuse_format(peft, "output.format=peft", "output.checkpoint_format")
-    elif adapter:
-        forms.refuse_format(single, "output.checkpoint_format=single_file", "output.format")
-    if whole and single:
+    if descends(kind, FINETUNE) and output.get("checkpoint_format") is CheckpointFormat.single_file:
         forms.require_single_file(name, written=declared(family, "writes_file"))
-    if adapter and peft:
+    if descends(kind, ADAPTER) and output.get("format") is LoraFormat.peft:
         forms.require_peft(written=declared(kind, "writes_peft"))
     if descends(kind, INPAINT) and declared(family, "inpaint_pipeline_class") is None:
         forms.require_inpainting(name, there=False)

@@ -14,99 +14,22 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from omegaconf.nodes import BooleanNode, EnumNode, FloatNode, IntegerNode
 
+from otl.aliases import ALIASES
 from otl.check import OF_TASK, check
 from otl.config import Concept, Problem, conf_dir
+from otl.registry import plugin_conf_dirs
 from otl.signatures import signature
 from otl.sources import NoSuchName
 from otl.wording import joined, meant, nearest, show
 
-ALIASES = {  # what kohya, OneTrainer and diffusers call it
-    "base_model": "model.checkpoint",
-    "base_model_name": "model.checkpoint",
-    "caption_dropout_rate": "data.caption_dropout",
-    "caption_extension": "data.captions.suffix",
-    "caption_prefix": "data.captions.prefix",
-    "caption_separator": "data.captions.separator",
-    "caption_suffix": "data.captions.postfix",
-    "caption_tag_dropout_rate": "data.captions.tag_dropout",
-    "checkpointing_steps": "callbacks.checkpoint.every",
-    "clip_skip": "model.clip_skip",
-    "color_aug": "data.augment.hue",
-    "discrete_flow_shift": "noise.shift",
-    "ema_decay": "callbacks.ema.decay",
-    "enable_wildcard": "data.captions.wildcards",
-    "epochs": "trainer.max_epochs",
-    "flip_aug": "data.augment.flip",
-    "generalized_offset_noise": "noise.offset_generalized",
-    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
-    "huber_c": "loss.huber_delta",
-    "huber_schedule": "loss.huber_schedule",
-    "input_perturbation": "noise.perturbation",
-    "instance_data_dir": "data.path",
-    "instance_prompt": "data.prompt",
-    "ip_noise_gamma": "noise.perturbation",
-    "keep_tags_count": "data.captions.keep",
-    "keep_tokens": "data.captions.keep",
-    "keep_tokens_separator": "data.captions.keep_separator",
-    "learning_rate": "optimizer.lr",
-    "logging_dir": "logger.save_dir",
-    "lora_alpha": "method.alpha",
-    "lora_rank": "method.rank",
-    "loss_type": "loss.type",
-    "loss_weight_fn": "loss.weight",
-    "lr_scheduler": "scheduler",
-    "lr_warmup_steps": "scheduler.warmup",
-    "masked_training": "loss.masked",
-    "max_grad_norm": "trainer.gradient_clip_val",
-    "max_noising_strength": "noise.max_timestep",
-    "max_token_length": "model.chunks",
-    "max_train_epochs": "trainer.max_epochs",
-    "max_train_steps": "trainer.max_steps",
-    "min_noising_strength": "noise.min_timestep",
-    "min_snr_gamma": "loss.gamma",
-    "mixed_precision": "trainer.precision",
-    "multires_noise_discount": "noise.multires_discount",
-    "multires_noise_iterations": "noise.multires_iterations",
-    "network_alpha": "method.alpha",
-    "network_dim": "method.rank",
-    "network_dropout": "method.dropout",
-    "network_module": "method",
-    "noise_offset": "noise.offset",
-    "noise_offset_random_strength": "noise.offset_random_strength",
-    "num_train_epochs": "trainer.max_epochs",
-    "offset_noise_weight": "noise.offset",
-    "optimizer_type": "optimizer",
-    "output_dir": "hydra.run.dir",
-    "output_model_destination": "hydra.run.dir",
-    "output_name": "output.name",
-    "perturbation_noise_weight": "noise.perturbation",
-    "pretrained_model_name_or_path": "model.checkpoint",
-    "random_crop": "data.augment.crop_jitter",
-    "random_flip": "data.augment.flip",
-    "resume_from_checkpoint": "resume",
-    "save_every_n_steps": "callbacks.checkpoint.every",
-    "save_precision": "output.dtype",
-    "shuffle_caption": "data.captions.shuffle",
-    "snr_gamma": "loss.gamma",
-    "tag_delimiter": "data.captions.separator",
-    "text_variations": "data.caption_variants",
-    "text_encoder_lr": "method.parts.text_encoder.lr",
-    "timestep_distribution": "noise.timesteps",
-    "timestep_shift": "noise.shift",
-    "train_batch_size": "data.batch_size",
-    "train_data_dir": "data.path",
-    "trigger_word": "data.captions.trigger",
-    "unet_lr": "method.parts.denoiser.lr",
-    "use_8bit_adam": "optimizer=adamw8bit",
-    "validation_prompt": "sample.prompts",
-    "warmup_steps": "scheduler.warmup",
-}
 CONCEPT = re.compile(r"(data\.concepts\.[^.]+)\.([\w.]+)")
+CONCEPT_ITSELF = re.compile(r"data\.concepts\.[^.]+")
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: of an option that is no text, by Hydra
 EXPECTED = ((BooleanNode, "true or false"), (IntegerNode, "a whole number"), (FloatNode, "a number"))
 
 
@@ -180,7 +103,7 @@ def _explain_override(text: str, accepted: list[str], name: str, extra: str | No
     for one in _single_values(override, text):
         try:
             compose_settings([*accepted, one], name=name, extra=extra)
-        except (HydraException, OmegaConfBaseException) as error:
+        except COMPOSING as error:
             yield _reason(error, OverridesParser.create().parse_override(one), accepted, name, extra)
             return
 
@@ -201,9 +124,13 @@ def _reason(error: Exception, override: Override, accepted: list[str], name: str
     if options and key in OF_TASK:
         return Problem(key, f"{value} would have no effect: it needs task={OF_TASK[key]}")
     cause = _root_cause(error)
+    if options:
+        return _of_option(key, value, cause, accepted, name, extra)
     if isinstance(override.value(), dict) and isinstance(cause, OmegaConfBaseException) and cause.full_key:
         key, value = _inside(override, cause.full_key.partition("[")[0])  # of a list it is the whole that is refused
-    settings = compose_settings(accepted, name=name, extra=extra)
+    settings = compose_settings(accepted, name=name, extra=extra, hydra=key.startswith("hydra."))
+    if CONCEPT_ITSELF.fullmatch(key):
+        return Problem(key, f"{value} is not accepted: give its fields, such as {key}.path=photos/")
     node = _node(settings, key)
     if isinstance(cause, ConfigKeyError | AttributeError) or node is None:
         return _unknown_key(key, value, settings, cause)
@@ -215,6 +142,35 @@ def _reason(error: Exception, override: Override, accepted: list[str], name: str
     return Problem(key, f"{value} is not accepted: {str(cause).splitlines()[0]}")
 
 
+def _of_option(
+    key: str, value: str, cause: BaseException, accepted: list[str], name: str, extra: str | None
+) -> Problem:
+    """What is wrong inside of the YAML that an option is."""
+    where = f"{key}={value}"
+    if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+        group, _, absent = str(cause.missing_cfg_file).rpartition("/")
+        there = list(cause.options or [])
+        message = f"its {group} is {absent}, which is none of the options{meant(absent, there)}"
+        return Problem(where, message, details=[f"there are: {', '.join(there)}"])
+    first, *others = str(cause).splitlines()
+    wrong = next((line.partition("full_key: ")[2] for line in others if "full_key: " in line), None)
+    if wrong is None or "Key '" not in others[0]:
+        return Problem(where, " ".join(others[:1]) or first)
+    close = meant_key(wrong, _names(compose_settings(accepted, name=name, extra=extra)))
+    hint = f"; did you mean {close}?" if close else ""
+    return Problem(where, f"its {wrong}: there is no such setting (given: {_given(key, value, wrong, extra)}){hint}")
+
+
+def _given(group: str, option: str, key: str, extra: str | None) -> str:
+    """What the YAML of an option says for a full name."""
+    folders = [*([Path(extra)] if extra else []), conf_dir(), *plugin_conf_dirs()]
+    file = next(path for folder in folders if (path := folder / group / f"{option}.yaml").is_file())
+    said: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for part in key.removeprefix(f"{group}.").split("."):
+        said = said[part]
+    return show(said)
+
+
 def _inside(override: Override, key: str) -> tuple[str, str]:
     """What of a nested override is wrong, and its value.
 
@@ -223,10 +179,15 @@ def _inside(override: Override, key: str) -> tuple[str, str]:
     """
     found, value = override.key_or_group, override.value()
     parts = key.removeprefix(f"{found}.").split(".") if key != found else []
-    while parts or (key == override.key_or_group and isinstance(value, dict) and len(value) == 1):
+    while parts or (_goes_on(key, found, override) and isinstance(value, dict) and len(value) == 1):
         part = parts.pop(0) if parts else next(iter(value))
         found, value = f"{found}.{part}", value[part]
     return found, show(value)
+
+
+def _goes_on(key: str, found: str, override: Override) -> bool:
+    """Whether the error names something that the mistake lies in: the whole, or a concept."""
+    return key == override.key_or_group or bool(CONCEPT_ITSELF.fullmatch(found))
 
 
 def _text(override: Override) -> str:

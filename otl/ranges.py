@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -61,6 +62,8 @@ class Range:
     def accepts(self, value: float) -> bool:
         if value == self.also:
             return True
+        if not math.isfinite(value):
+            return False
         if self.whole and value % 1 != 0:
             return False
         above = value > self.low if self.low_excluded else value >= self.low

@@ -11,24 +11,30 @@ from otl.signatures import Unknown
 from otl.wording import show
 
 TRAINING = {f"otl.tasks.{name}.{name}" for name in ("train", "plan")}
+GROUPS = ("task", "trainer", "optimizer", "scheduler", "data", "callbacks", "sample")
 SEEKING = ("Prodigy", "DAdapt")  # optimizers that find their step size themselves: lr is a factor of it
 LARGEST_LR = 0.1  # above it, an optimizer that takes lr as it is diverges
 
 
 def of_training(settings: dict[str, Any]) -> Iterator[Problem]:
     """What would have no effect or cannot be, where each setting has its right type."""
-    if (settings.get("task") or {}).get("_target_") not in TRAINING:
+    task, trainer, optimizer, scheduler, data, callbacks, sample = (_group(settings, name) for name in GROUPS)
+    if task.get("_target_") not in TRAINING:
         return
-    trainer = settings.get("trainer") or {}
-    yield from (problem for problem in of_optimizer(settings.get("optimizer") or {}) if problem.fatal)
+    yield from (problem for problem in of_optimizer(optimizer) if problem.fatal)
     steps = trainer.get("max_steps")
-    if isinstance(steps, int):
-        yield from of_warmup((settings.get("scheduler") or {}).get("warmup") or 0, steps)
-    if not holds_out(settings.get("data") or {}):
-        checkpoint = (settings.get("callbacks") or {}).get("checkpoint")
-        best = isinstance(checkpoint, dict) and checkpoint.get("best")
+    if isinstance(steps, int) and steps > 0:
+        yield from of_warmup(scheduler.get("warmup") or 0, steps)
+    if not holds_out(data):
+        best = _group(callbacks, "checkpoint").get("best")
         yield from without_validation(trainer.get("val_check_interval"), best=best)
-    yield from of_pictures(settings.get("sample") or {})
+    yield from of_pictures(sample)
+
+
+def _group(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """One group of settings; nothing where it is switched off, left out or of a wrong type."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def of_optimizer(optimizer: dict[str, Any]) -> Iterator[Problem]:

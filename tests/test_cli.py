@@ -117,6 +117,15 @@ MISTAKES = [
     ("data.cache_dir=${oc.env:NO_SUCH_VARIABLE}", "data.cache_dir", "NO_SUCH_VARIABLE", "cannot be resolved"),
     ("method.alpha=${method.rnak}", "method.alpha", "${method.rnak}", "cannot be resolved"),
     ("data.prompt=a, b", "data.prompt", "a, b", "quote"),
+    ("logger=null", "logger", "null", "there are: none, tensorboard"),
+    ("~model", "model", "must be given", "model=..."),
+    ("~trainer", "trainer", "must be given", "trainer=..."),
+    ("callbacks.ema=3", "callbacks.ema", "3", "a mapping of its settings"),
+    ("optimizer.lr=inf", "optimizer.lr", "inf", "at least 0"),
+    ("trainer.max_steps=-1", "trainer.max_steps", "-1", "at least 1"),
+    ("hydra.rnu.dir=x", "hydra.rnu.dir", "given: x", "did you mean hydra.run.dir?"),
+    ("data.concepts.a=x", "data.concepts.a", "x", "data.concepts.a.path=photos/"),
+    ("data.concepts={a: {pth: x}}", "data.concepts.a.pth", "given: x", "did you mean data.concepts.a.path?"),
     # what only the code of family and method says
     ("method.targets=down_blocks", "method.targets", "down_blocks", "did you mean down-blocks?"),
     ("method.targets=['(x']", "method.targets", "(x", "no regular expression"),
@@ -138,8 +147,6 @@ MISTAKES = [
     ("method=dora method.reader=comfyiu", "method.reader", "comfyiu", "did you mean comfyui?"),
     ("method=oft method.parts.denoiser.rank=3", "method.parts.denoiser.rank", "3", "a part has lr, stop_after"),
     ("method=oft output.format=peft", "output.format", "peft", "output.format=kohya"),
-    ("method=finetune output.format=peft", "output.format", "peft", "output.checkpoint_format"),
-    ("output.checkpoint_format=single_file", "output.checkpoint_format", "single_file", "output.format"),
     ("method=inpaint model=pixart_alpha", "method=inpaint", "PixArtAlpha", "no inpainting form"),
     (
         "method=finetune model=pixart_alpha output.checkpoint_format=single_file",
@@ -267,6 +274,34 @@ def test_the_options_of_an_own_folder_are_told_too(typed: Callable[..., Result],
     assert done.code == 2
     assert "did you mean my_portraits?" in done.err
     assert "quickstart" in done.err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("optimzer:\n  lr: 1\n", "experiment=mine: its optimzer: there is no such setting (given: {'lr': 1}); did you"),
+        (
+            "data:\n  pth: x\n",
+            "experiment=mine: its data.pth: there is no such setting (given: x); did you mean data.path?",
+        ),
+        (
+            "defaults:\n  - override /model: sdxxl\n",
+            "experiment=mine: its model is sdxxl, which is none of the options; did",
+        ),
+        (
+            "method:\n  target: full\n",
+            "method.target: there is no such setting (given: full); did you mean method.targets?",
+        ),
+    ],
+)
+def test_a_mistake_in_a_preset_is_told_as_one_in_the_line(
+    text: str, told: str, typed: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}")
+    done = typed("--config-dir", str(tmp_path), "experiment=mine", f"data.path={tmp_path}")
+    assert done.code == 2
+    assert done.err.startswith(told), done.err
 
 
 def test_a_file_that_is_no_yaml_is_named_with_its_line(typed: Callable[..., Result], tmp_path: Path) -> None:

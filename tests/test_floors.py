@@ -11,7 +11,7 @@ import pytest
 from otl.config import PACKAGE
 
 FLOORS = [  # from the ground up; those on one floor do not import each other, but a module may import its own folder
-    {"config", "wording", "quiet", "epochs"},
+    {"aliases", "config", "wording", "quiet", "epochs"},
     {"augmentation", "registry", "sources", "types", "rng", "outcomes", "urls"},
     {"signatures", "declared", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
     {"methods", "datamodules", "ranges", "conflicts", "training_conflicts", "sweeps"},
@@ -25,7 +25,7 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 WITHOUT_TORCH = (
-    "config augmentation registry wording quiet sources signatures declared sweeps trust ranges conflicts "
+    "aliases config augmentation registry wording quiet sources signatures declared sweeps trust ranges conflicts "
     "method_conflicts training_conflicts check mistakes outcomes cli schedules urls epochs"
 ).split()
 

@@ -30,9 +30,3 @@ def require_peft(*, written: bool) -> None:
             "output.format=peft: PEFT's OFT rotates the inputs of layers, and cannot hold rotated outputs; set "
             "output.format=kohya"
         )
-
-
-def refuse_format(given: bool, setting: str, other: str) -> None:
-    """Raises SettingsError: a format is given for a kind of file that the method does not write."""
-    if given:
-        raise SettingsError(f"{setting}: would have no effect on what this method writes; {other} is for that")
