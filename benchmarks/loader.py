@@ -1,24 +1,17 @@
-"""Cached samples per second from the loader, and the memory that it takes with very many of them.
+"""Cached samples per second from the loader.
 
-    python -m benchmarks.loader --samples 1000 --batch-size 4 --workers 2 --many 1000000
+    python -m benchmarks.loader --samples 1000 --batch-size 4 --workers 2
 
-speed: a cache as SDXL's is at 1024 pixels (latents 4 x 128 x 128 in fp32, hidden states 77 x 2048 and pooled 1280 in
+A cache as SDXL's is at 1024 pixels (latents 4 x 128 x 128 in fp32, hidden states 77 x 2048 and pooled 1280 in
 bf16), read by OTL's whole data module: order, captions, keys, noise, stacking, and the way from the workers to the
 main process. In turns with it a loader by hand: one safetensors file a sample, torch's DataLoader, as many workers,
 random order, noise without a seed. Samples per second by wall time, and of two cores by the processor time of all
 processes.
-memory: an epoch over so many small entries in the main process; what memory it holds after a tenth of the epoch and at
-its end. What is read is not kept, so it does not grow.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -35,17 +28,11 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import report
 from otl.config import Concept, Data
 from otl.datamodules.bucketed import BucketedDataModule
-from otl.datamodules.cache import Cache
 from otl.datamodules.loader import ResumableLoader
-from otl.datamodules.shards import Origin
 from otl.types import Cond
 
 CORES = 2  # whose processor time the rate is of
 SIDE = 64  # of the images, pixels: they are not what is measured
-SMALL = (8,)  # shape of an entry of the many
-CHUNK = 100_000  # entries that are written at once
-PARTS = 10  # of an epoch, after each of which the memory is looked at
-MIB = 2**20
 
 
 class Sdxl:
@@ -93,7 +80,6 @@ def arguments(line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--many", type=int, default=1_000_000, help="entries of the memory")
     parser.add_argument("--folder", type=Path, help="where the caches are made")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/loader.json"))
     return parser.parse_args(line)
@@ -104,7 +90,7 @@ def main(line: list[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=asked.folder) as aside:
         folder = Path(aside)
-        results = {"speed": speed(asked, folder), "memory": memory(asked.many, folder / "many")}
+        results = {"speed": speed(asked, folder)}
     show(results)
     report.write(asked.out, {"batch_size": asked.batch_size, "workers": asked.workers, **results})
     return results
@@ -177,42 +163,6 @@ def processor_seconds() -> float:
     return time.process_time() + sum(sum(each.cpu_times()[:2]) for each in children)
 
 
-def memory(count: int, folder: Path) -> dict[str, Any]:
-    """Of an epoch over many small entries, in a process of its own."""
-    line = [sys.executable, "-c", f"from benchmarks.loader import epoch; epoch({count}, {str(folder)!r})"]
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def epoch(count: int, folder: str) -> None:
-    """Write so many entries, read each once in random order, and print what memory was held meanwhile."""
-    import psutil
-
-    own, cache = psutil.Process(), Cache(Path(folder))
-    keys = [hashlib.blake2b(str(number).encode(), digest_size=20).hexdigest() for number in range(count)]
-    for number, key in enumerate(keys, start=1):
-        cache.put(key, {"latents": torch.full(SMALL, float(number))}, Origin("image", "Benchmark", ""))
-        if number % CHUNK == 0:
-            cache.flush()
-    cache.flush()
-    begun = time.perf_counter()
-    entries = Cache(Path(folder)).entries(keys)
-    opening = time.perf_counter() - begun
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    held, begun = [], time.perf_counter()
-    for part in range(PARTS):
-        for place in range(part * count // PARTS, (part + 1) * count // PARTS, 8):
-            numbers = order[place : place + 8]
-            read = entries.read(numbers)["latents"]
-            assert read[0, 0] == numbers[0] + 1, "another entry"
-        held.append(own.memory_info().rss)
-    seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"entries": count, "opening_seconds": opening, "entries_per_second": count / seconds, "peak_bytes": peak}
-    print(json.dumps(found | {"held_bytes": held}))
-
-
 def show(results: dict[str, Any]) -> None:
     rows = []
     for name, found in results["speed"].items():
@@ -220,11 +170,6 @@ def show(results: dict[str, Any]) -> None:
         rows.append([name, *rates, *(report.show_spread(found[key]) for key in found if key.endswith("ratio"))])
     columns = ["", "samples/s, wall", f"samples/s of {CORES} cores", "OTL / it, wall", "OTL / it, processor"]
     report.table("The loader", columns, rows)
-    many = results["memory"]
-    held = [f"{each / MIB:.0f}" for each in (many["held_bytes"][0], many["held_bytes"][-1], many["peak_bytes"])]
-    row = [f"{many['entries']} entries", f"{many['opening_seconds']:.2f}", f"{many['entries_per_second']:.0f}", *held]
-    columns = ["", "seconds to open", "entries/s", "MiB after a tenth", "MiB at the end", "MiB at most"]
-    report.table("Memory", columns, [row])
 
 
 if __name__ == "__main__":

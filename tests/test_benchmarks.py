@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cache, flops, formats, index, loader, photos, pixels, report, startup, train, versus
+from benchmarks import cache, flops, formats, index, loader, many, photos, pixels, report, startup, train, versus
 from otl.config import register
 from otl.types import Size
 
@@ -84,11 +84,16 @@ def test_pixels_are_timed_beside_other_libraries(tmp_path: Path) -> None:
     assert all(case["best"] != "otl" for case in cases)
 
 
-def test_the_loader_is_timed_and_its_memory_looked_at(tmp_path: Path) -> None:
-    small = ["--samples", "6", "--latents", "8", "--tokens", "3", "--workers", "0", "--rounds", "1", "--many", "200"]
-    results = loader.main([*small, "--folder", str(tmp_path), "--out", str(tmp_path / "loader.json")])
-    assert all_positive(results)
-    assert results["memory"]["entries"] == 200 and len(results["memory"]["held_bytes"]) == loader.PARTS
+def test_the_loader_is_timed(tmp_path: Path) -> None:
+    small = ["--samples", "6", "--latents", "8", "--tokens", "3", "--workers", "0", "--rounds", "1"]
+    assert all_positive(loader.main([*small, "--folder", str(tmp_path), "--out", str(tmp_path / "loader.json")]))
+
+
+def test_the_memory_of_very_many_samples_is_looked_at_during_an_epoch(tmp_path: Path) -> None:
+    small = ["--samples", "200", "--batch-size", "4", "--workers", "1"]
+    results = many.main([*small, "--folder", str(tmp_path), "--out", str(tmp_path / "many.json")])
+    assert results["samples"] == 200 and len(results["during"]) == many.PARTS
+    assert all_positive(results["during"])
 
 
 def test_ways_to_keep_a_cache_are_timed(tmp_path: Path) -> None:

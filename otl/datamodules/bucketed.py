@@ -20,6 +20,7 @@ from otl.datamodules.files import content_hash
 from otl.datamodules.layout import Layout, layout
 from otl.datamodules.loader import VALIDATION, Bucketed, Cached, Loader, Order, ResumableLoader, options
 from otl.datamodules.rounds import Rounds, groups
+from otl.datamodules.samples import Samples
 from otl.datamodules.scan import scan
 from otl.datamodules.texts import Texts
 from otl.datamodules.variations import Variations, augments
@@ -42,8 +43,8 @@ class BucketedDataModule(LightningDataModule):
         hides: whether the model is shown what the masks leave of the images; else they only weigh the loss.
     """
 
-    samples: list[Sample]  # to train on; an image at several resolutions is there several times
-    validation_samples: list[Sample]
+    samples: Samples  # to train on; an image at several resolutions is there several times
+    validation_samples: Samples
     problems: list[Problem]  # what is wrong with the images, and which are left out
     layout: Layout  # of `samples`
     validation_layout: Layout
@@ -65,7 +66,7 @@ class BucketedDataModule(LightningDataModule):
         super().__init__()
         self.data, self.resolution, self.step, self.seed = data, resolution, step, seed
         self.inpaint, self.hides = inpaint, hides and inpaint is not None
-        self.scanned: tuple[list[Sample], list[Problem]] | None = None  # what the scan found
+        self.scanned: tuple[Samples, list[Problem]] | None = None  # what the scan found
         self.train_cached: Cached | None = None  # set by `fill_cache`
         self.validation_cached: Cached | None = None
 
@@ -87,13 +88,14 @@ class BucketedDataModule(LightningDataModule):
         """
         if self.scanned is not None:
             return
-        samples, problems = self.scanned = scan(self.data, self.inpaint)
+        found, problems = scan(self.data, self.inpaint)
+        self.scanned = Samples(found), problems
         require_sound(problems)
-        self.arrange(samples)
+        self.arrange(self.scanned[0])
         self.problems = problems + placing(self.layout, self.validation_layout)
         require_sound(self.problems)
 
-    def arrange(self, samples: list[Sample]) -> None:
+    def arrange(self, samples: Sequence[Sample]) -> None:
         """Give the samples to train on, and those held out, their places and turns."""
         where = {"resolution": self.resolution, "step": self.step, "seed": self.seed}
         self.layout, self.validation_layout = laid_out(samples, self.data, **where)
@@ -222,7 +224,7 @@ class BucketedDataModule(LightningDataModule):
 
     def _contents(self, progress: Progress | None) -> list[str]:
         """A hash of each file, those held out behind the others."""
-        samples = self.samples + self.validation_samples
+        samples = [*self.samples, *self.validation_samples]
         with ThreadPoolExecutor() as pool:
             reading = pool.map(lambda sample: content_hash(sample.path), samples)
             return list(progress(reading, "images compared with the cache", len(samples)) if progress else reading)
@@ -238,11 +240,12 @@ class BucketedDataModule(LightningDataModule):
 
 
 def laid_out(
-    samples: list[Sample], data: Data | DictConfig, *, resolution: int, step: int, seed: int
+    samples: Sequence[Sample], data: Data | DictConfig, *, resolution: int, step: int, seed: int
 ) -> tuple[Layout, Layout]:
     """The images to train on and those held out, each with its places: see `layout`."""
-    train = [sample for sample in samples if not sample.validation]
-    held_out = [sample for sample in samples if sample.validation]
+    samples = Samples.of(samples)
+    apart = np.array([sample.validation for sample in samples], dtype=bool)
+    train, held_out = samples.take(np.flatnonzero(~apart)), samples.take(np.flatnonzero(apart))
     where = {"resolution": resolution, "step": step, "seed": seed}
     return layout(train, data, **where), layout(held_out, data, **where)
 

@@ -14,6 +14,7 @@ from otl.config import Data
 from otl.datamodules import buckets as geometry
 from otl.datamodules import shapes
 from otl.datamodules.buckets import Ints
+from otl.datamodules.samples import Samples
 from otl.types import Crop, Problem, Sample, Size
 
 
@@ -32,7 +33,7 @@ class Place:
 class Layout:
     """A bucket for every sample: an image that is shown at several resolutions is there as several samples."""
 
-    samples: list[Sample]
+    samples: Samples
     images: Ints  # [samples] number of the image among those that were to be laid out
     sizes: list[Size]  # the buckets that have samples, from wide to tall
     numbers: Ints  # [samples] which of them
@@ -61,7 +62,7 @@ class Places:
         return len(self.layout.samples)
 
     def __getitem__(self, index: int) -> Place:
-        return place(self.layout.samples[index], self.layout.sizes[self.layout.numbers[index]])
+        return place(self.layout.samples.size(index), self.layout.sizes[self.layout.numbers[index]])
 
     def __iter__(self) -> Iterator[Place]:
         return map(self.__getitem__, range(len(self)))
@@ -80,7 +81,8 @@ def layout(images: Sequence[Sample], data: Data | DictConfig, *, resolution: int
     Raises:
         SettingsError: the settings ask for buckets that there cannot be.
     """
-    sizes = np.array([image.size for image in images], dtype=np.int64).reshape(-1, 2)
+    images = Samples.of(images)
+    sizes = images.sizes.astype(np.int64)
     fit, problems = _within_limits(images, sizes, data)
     asked = _by_resolution(images, fit, data, shapes.by_concept(data, resolution, step), seed)
     ladders = {each: shapes.ladder(data, each, step) for each in asked}
@@ -93,7 +95,7 @@ def layout(images: Sequence[Sample], data: Data | DictConfig, *, resolution: int
     problems += _unplaced(images, np.setdiff1d(fit, chosen))
     used, numbers = np.unique(bucket, return_inverse=True)
     return Layout(
-        [images[number] for number in chosen],
+        images.take(chosen),
         chosen.astype(np.int32),
         [buckets[number] for number in used],
         numbers.astype(np.int32),
@@ -102,7 +104,7 @@ def layout(images: Sequence[Sample], data: Data | DictConfig, *, resolution: int
 
 
 def _by_resolution(
-    images: Sequence[Sample], fit: Ints, data: Data | DictConfig, among: dict[str, list[int]], seed: int
+    images: Samples, fit: Ints, data: Data | DictConfig, among: dict[str, list[int]], seed: int
 ) -> dict[int, list[int]]:
     """Resolution -> numbers of the images that are shown at it.
 
@@ -112,9 +114,8 @@ def _by_resolution(
     """
     found: dict[int, list[int]] = {}
     for number in fit.tolist():
-        image = images[number]
-        asked = among[image.concept]
-        for resolution in asked if data.each_resolution else [shapes.chosen(image, asked, seed)]:
+        asked = among[images.concept(number)]
+        for resolution in asked if data.each_resolution else [shapes.chosen(images[number], asked, seed)]:
             found.setdefault(resolution, []).append(number)
     return found
 
@@ -170,13 +171,13 @@ def _left_out(key: str, what: str, images: list[tuple[Sample, str]]) -> list[Pro
     return [Problem(key, message, False, [f"{path}: {why}" for path, why in files], files)]
 
 
-def place(sample: Sample, bucket: Size) -> Place:
-    """Where an image is cut."""
-    scaled, crop = geometry.fit(sample.size, bucket)
+def place(size: Size, bucket: Size) -> Place:
+    """Where an image of that size is cut."""
+    scaled, crop = geometry.fit(size, bucket)
     return Place(
         bucket,
         scaled,
         crop,
-        scale=geometry.scale(sample.size, bucket),
-        cropped_fraction=geometry.cropped_fraction(sample.size, bucket),
+        scale=geometry.scale(size, bucket),
+        cropped_fraction=geometry.cropped_fraction(size, bucket),
     )

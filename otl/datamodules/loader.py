@@ -113,7 +113,7 @@ class Bucketed(Dataset[Batch]):
         )
 
     def seed_of(self, index: int) -> int:
-        return self.seeds.get(self.samples[index].concept, self.seed)
+        return self.seeds.get(self.samples.concept(index), self.seed)
 
     def chosen(self, round_number: int | str, draws: list[Draw], keys: list[int]) -> tuple[list[View], list[int]]:
         """What of each image is shown this time, and the numbers of these variations among all that are cached."""

@@ -71,7 +71,7 @@ def groups(layout: Layout, concepts: Mapping[str, Concept], seed: int) -> list[G
         concepts: how often the images of each are drawn; once a round where a name is not among them.
         seed: of the run, for concepts without one of their own.
     """
-    names = np.array([sample.concept for sample in layout.samples])
+    names = layout.samples.concepts
     totals = Counter(names.tolist())
     found = []
     for bucket, members in layout.buckets.items():

@@ -74,11 +74,11 @@ class Variations:
         """
         if self.count == 1 or not self._varies(index):
             return 0
-        return views.turn(int(round_number) * self.pace.get(self.samples[index].concept, 1) + draw, self.count, mark)
+        return views.turn(int(round_number) * self.pace.get(self.samples.concept(index), 1) + draw, self.count, mark)
 
     def _varies(self, index: int) -> bool:
-        return self.samples[index].concept in self.varying
+        return self.samples.concept(index) in self.varying
 
     def _varied(self, index: int, chance: views.Chance) -> View:
-        concept, place = self.samples[index].concept, self.places[index]
+        concept, place = self.samples.concept(index), self.places[index]
         return views.plain(place) if concept in self.plain else views.varied(place, self.augments[concept], chance)

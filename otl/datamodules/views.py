@@ -30,7 +30,7 @@ class Colours(NamedTuple):
 UNCHANGED = Colours()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class View:
     """What of an image is shown. A mask follows the same one; the cache's keys contain all of it.
 

@@ -19,7 +19,7 @@ from otl.datamodules.views import UNCHANGED, View
 from otl.types import File, Sample, Size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Hole:
     """What of an image is hidden before it is encoded."""
 
@@ -28,7 +28,7 @@ class Hole:
     fill: float  # value of the masked pixels, -1..1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One entry to make: what the key stands for."""
 
@@ -50,7 +50,7 @@ class Picture:
         return masks.masked(whole, masks.read(self.hole.mask, self.view, alpha=self.hole.alpha), self.hole.fill)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Weights:
     """One mask of a loss to make, in the size of the latents that it weighs."""
 

@@ -67,7 +67,7 @@ def of_images(
 
 def of_cache(train: Layout, held_out: Layout, data: Data) -> dict[str, int]:
     """How many images the cache is to hold, all variations counted, and their pixels."""
-    held = copies(train.samples + held_out.samples, data) if data.cache else []
+    held = copies([*train.samples, *held_out.samples], data) if data.cache else []
     pixels = [number * place.bucket.area for number, place in zip(held, [*train.places, *held_out.places])]
     return {"images_cached": sum(held), "pixels_cached": sum(pixels)}
 

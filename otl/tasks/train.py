@@ -78,13 +78,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     data = build_data(settings, skeleton)
     data.setup("fit")
     if trainer.is_global_zero:
-        made, problems = plan.make(settings, scanned=data.scanned)
-        problems += disk.problems(made["disk"], settings, folder)
-        for problem in problems:
-            if not problem.fatal:
-                log.warning(report(problem))
-        require_sound(problems)
-        plan.write(made, folder)
+        write_plan(settings, data, folder)
     if not data.validation_samples:
         trainer.limit_val_batches = 0  # else Lightning prepares for it after each epoch
     batches = data.batches_per_epoch(trainer.world_size)
@@ -112,6 +106,21 @@ def run(settings: DictConfig, folder: Path) -> None:
         complete(trainer, module)
     manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
     summary.closing(settings, trainer.global_step, folder, seconds=time.monotonic() - started)
+
+
+def write_plan(settings: DictConfig, data: BucketedDataModule, folder: Path) -> None:
+    """plan.json, of which nothing stays in memory: it has a row for every image. What is strange is logged.
+
+    Raises:
+        SettingsError: the run cannot or must not begin; lists all reasons.
+    """
+    made, problems = plan.make(settings, scanned=data.scanned)
+    problems += disk.problems(made["disk"], settings, folder)
+    for problem in problems:
+        if not problem.fatal:
+            log.warning(report(problem))
+    require_sound(problems)
+    plan.write(made, folder)
 
 
 @rank_zero_only

@@ -125,4 +125,4 @@ def test_images_outside_of_the_limits_are_left_out_each_with_its_reason():
 
 def test_no_images_have_no_places():
     of = placed([], resolution=[512, 768], no_upscale=True, min_side=10)
-    assert (of.samples, of.sizes, of.problems, dict(of.buckets)) == ([], [], [], {})
+    assert (list(of.samples), of.sizes, of.problems, dict(of.buckets)) == ([], [], [], {})

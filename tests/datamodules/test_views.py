@@ -13,10 +13,10 @@ from otl.config import Augment
 from otl.datamodules import images, masks, views
 from otl.datamodules.layout import place
 from otl.datamodules.views import View, centred, plain, varied
-from otl.types import Crop, Sample, Size
+from otl.types import Crop, Size
 
-PLACE = place(Sample(Path("a"), Size(1080, 1920), [""]), Size(768, 1344))  # scaled to 768 x 1365
-TALL = place(Sample(Path("a"), Size(300, 100), [""]), Size(128, 64))  # scaled to 192 x 64
+PLACE = place(Size(1080, 1920), Size(768, 1344))  # scaled to 768 x 1365
+TALL = place(Size(300, 100), Size(128, 64))  # scaled to 192 x 64
 RANDOM = {
     "flip": 0.5,
     "rotation": 20.0,
@@ -151,7 +151,7 @@ def test_no_corner_is_empty(at, settings):
 
 def test_an_image_is_enlarged_no_more_than_its_turn_asks_for():
     """A square turned by an eighth needs the root of two."""
-    square = place(Sample(Path("a"), Size(400, 400), [""]), Size(200, 200))
+    square = place(Size(400, 400), Size(200, 200))
     view = varied(square, Augment(fixed_rotation=45), middle)
     assert view.scaled.h == pytest.approx(200 * math.sqrt(2), abs=2)
 
@@ -192,7 +192,7 @@ def show(photo: Path, view: View) -> torch.Tensor:
 
 
 def at(bucket: Size):
-    return place(Sample(Path("a"), Size(90, 128), [""]), bucket)
+    return place(Size(90, 128), bucket)
 
 
 @pytest.mark.parametrize("name", [*RANDOM, *FIXED])
@@ -243,7 +243,7 @@ def test_a_mask_follows_its_image_and_keeps_its_colours(tmp_path):
     image = Image.new("RGB", (211, 130))
     image.paste("white", (30, 20, 150, 99))
     image.save(tmp_path / "photo.png")
-    of_image = place(Sample(Path("a"), Size(130, 211), [""]), Size(96, 112))
+    of_image = place(Size(130, 211), Size(96, 112))
     geometry = {name: value for name, value in RANDOM.items() if name not in {"brightness", "contrast"}}
     seen = set()
     for number in range(12):
