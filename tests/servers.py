@@ -1,7 +1,10 @@
-"""A small server of files on this machine: plain HTTP with ranges and lists of links, and the reading half of S3."""
+"""A small server of files on this machine: plain HTTP with ranges and lists of links, and what is read of S3 and of
+Hugging Face's hub."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,12 +49,35 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, path, self.headers.get("Range", "")))
         if "list-type" in query:
             self._send(200, self._listed(path.rstrip("/"), query.get("prefix", [""])[0]), body, kind="application/xml")
+        elif path.startswith("api/datasets/"):
+            self._send(
+                200,
+                json.dumps(self._of_hub(path, deep=query.get("recursive") == ["true"])).encode(),
+                body,
+                kind="application/json",
+            )
         elif path in self.server.files:
             self._send_file(self.server.files[path], body)
         elif links := self._links(path):
             self._send(200, "".join(f'<a href="{link}">{link}</a>' for link in links).encode(), body, kind="text/html")
         else:
             self._send(404, b"", body)
+
+    def _of_hub(self, path: str, *, deep: bool) -> list[dict[str, object]] | dict[str, object]:
+        """What the hub says of its only dataset, or of what lies in a folder of it, and below."""
+        if "/tree/" not in path:
+            return {"id": "/".join(path.split("/")[2:4]), "sha": "0" * 40}
+        inside = path.partition("/tree/main")[2].strip("/")
+        root = f"{path.partition('api/')[2].partition('/tree/')[0]}/resolve/main/{inside}".rstrip("/")
+        below = [name.removeprefix(f"{root}/") for name in self.server.files if name.startswith(f"{root}/")]
+        return [self._described(root, inside, name) for name in (below if deep else self._links(root))]
+
+    def _described(self, root: str, inside: str, name: str) -> dict[str, object]:
+        """A file, or a folder, as the hub lists it."""
+        path, content = f"{inside}/{name}".strip("/"), self.server.files.get(f"{root}/{name}")
+        if content is None:
+            return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
+        return {"type": "file", "path": path, "oid": hashlib.sha1(content).hexdigest(), "size": len(content)}
 
     def _links(self, folder: str) -> list[str]:
         below = f"{folder.rstrip('/')}/" if folder else ""

@@ -66,7 +66,10 @@ def in_store(url: str, *, recursive: bool) -> dict[str, Remote]:
 def matching(url: str, root: str) -> dict[str, Remote]:
     """The files that match a URL with * or ? in it, by their names below its root."""
     fs, path = file_system(url)
-    listed = patiently(url, lambda: fs.glob(path, detail=True))
+    try:
+        listed = patiently(url, lambda: fs.glob(path, detail=True))
+    except FileNotFoundError:  # some say so of the folder in which the pattern begins
+        return {}
     start = fs._strip_protocol(root)
     names = {_inside(each, start): info for each, info in listed.items() if info["type"] == "file"}
     return {name: remote(fs, names[name]) for name in in_order(names)}
