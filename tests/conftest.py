@@ -23,6 +23,7 @@ hypothesis.settings.load_profile("otl")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also what takes minutes: see the marker long")
+    parser.addoption("--write-support", action="store_true", help="docs/support.md: what tests/test_support.py finds")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

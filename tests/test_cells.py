@@ -1,54 +1,44 @@
-"""Every family with every method, in small: the contract of methods holds, or the cell is refused with the reason."""
+"""The tables of families and methods are whole, and the page that shows them claims no cell that is not tested."""
 
 import pytest
 import yaml
 
 from otl import registry
-from otl.config import SettingsError
-from otl.tasks.run import build_module
-from otl.testing import METHOD_CHECKS
-from otl.testing.methods import started, unreached
-from tests.cells import CELLS, FAMILIES, IMPOSSIBLE, METHODS, NO_FORM, build, table
+from otl.testing import METHODS, PROOFS, Cell
+from otl.testing.methods import unreached
+from tests.cells import ALL_METHODS, BESIDE, CELLS, FAMILIES, INPAINTING, PAGE, RUN, TABLES, build, claimed, page
 from tests.commands import ROOT
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """family -> the words that choose its tiny checkpoint."""
-    return {family: build(family, tmp_path_factory.mktemp(family) / "model") for family in FAMILIES}
-
-
-@pytest.fixture
-def made(request, settings, checkpoints):
-    """() -> a new module of a cell."""
-    family, method = request.param
-    cfg = settings(*checkpoints[family], *METHODS[method].line, "data.path=x", "logger=none")
-    return lambda: build_module(cfg)
-
-
-@pytest.mark.parametrize("check", METHOD_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-@pytest.mark.parametrize("made", CELLS, ids="-".join, indirect=True)
-def test_the_contract_of_methods(made, check):
-    check(made)
-
 
 WITHOUT_GRADIENT = {"stable_cascade": {"trained.prior.clip_img_mapper.weight"}}  # the picture that it reads is zeros
 
 
-@pytest.mark.parametrize("made", [cell for cell in CELLS if cell[1] == "finetune"], ids="-".join, indirect=True)
-def test_a_fine_tune_reaches_every_weight_of_the_denoiser_but_one(made, request):
-    family = request.node.callspec.params["made"][0]
-    assert set(unreached(started(made))) == WITHOUT_GRADIENT.get(family, set())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fine_tune_reaches_every_weight_of_the_denoiser_but_one(family, tmp_path):
+    cell = Cell(build(family, tmp_path / "model"), METHODS["finetune"], tmp_path)
+    assert set(unreached(cell.module())) == WITHOUT_GRADIENT.get(family, set())
 
 
-@pytest.mark.parametrize("made", IMPOSSIBLE, ids="-".join, indirect=True)
-def test_an_impossible_cell_is_refused_before_weights_are_loaded(made):
-    with pytest.raises(SettingsError, match=NO_FORM):
-        made().build_skeleton()
+# The page
 
 
-def test_the_table_is_whole():
-    assert len(CELLS) + len(IMPOSSIBLE) == len(FAMILIES) * len(METHODS)
+def test_the_page_has_the_cells_that_are_tested_and_no_others():
+    assert claimed().keys() == set(CELLS) and len(CELLS) == len(set(CELLS)) >= 100
+
+
+def test_a_cell_says_what_is_proven_or_why_it_is_impossible():
+    claims = claimed()
+    possible = {cell: set(claim.split(", ")) for cell, claim in claims.items() if not claim.startswith("impossible: ")}
+    for proven in possible.values():
+        assert {"contract", "again"} <= proven <= PROOFS.keys()
+    assert {cell for cell, proven in possible.items() if "run" in proven} == RUN & possible.keys()
+    assert {method for _, method in claims.keys() - possible.keys()} == {"inpaint", "inpaint + embedding"}
+
+
+def test_the_page_is_what_its_claims_are_written_as():
+    assert PAGE.read_text(encoding="utf-8") == page(claimed()), "pytest tests/test_support.py --write-support"
+
+
+# What there is
 
 
 def own(group):
@@ -67,14 +57,20 @@ def test_every_family_is_a_row():
     assert rows["sd21"] == own(registry.families)["sd2"]
 
 
+def test_every_inpainting_checkpoint_is_a_row():
+    there = {path.stem for path in (ROOT / "conf" / "model").glob("*_inpaint.yaml")}
+    assert there == INPAINTING.keys() and len(there) >= 3
+
+
 def test_every_method_is_a_column():
-    chosen = {
-        word.removeprefix("method=") for each in METHODS.values() for word in each.line if word.startswith("method=")
-    }
+    words = {word for words in METHODS.values() for word in words}
+    chosen = {word.removeprefix("method=") for word in words if word.startswith("method=")}
     there = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
     assert chosen == there and len(there) >= 8
     assert sorted(target("method", name) for name in there) == sorted(own(registry.methods).values())
 
 
-def test_docs_support_is_that_table():
-    assert (ROOT / "docs" / "support.md").read_text(encoding="utf-8") == table(), "write it: python -m tests.cells"
+def test_embeddings_stand_beside_every_other_method():
+    others = {name for name in METHODS if "embedding" not in name}
+    assert BESIDE.keys() == {f"{name} + embedding" for name in others} and len(others) >= 7
+    assert {method for table in TABLES for method in table.methods} == ALL_METHODS.keys()

@@ -18,9 +18,9 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
     {"modules", "method_conflicts"},
     {"callbacks", "tools"},
     {"check"},
-    {"tasks", "mistakes", "testing"},
+    {"tasks", "mistakes"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "testing"},
 ]
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

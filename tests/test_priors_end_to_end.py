@@ -82,21 +82,3 @@ def test_a_lora_is_trained_drawn_with_and_read_again(line, tmp_path):
             applied += bool(up.any())
     assert 2 * applied == len(tensors) > 20
     assert (predicted() - before).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("line", ["wuerstchen"], indirect=True)  # both have dropout
-def test_a_run_that_was_broken_off_ends_as_an_unbroken_one(line, tmp_path):
-    words = [*line[2], "output.dtype=fp32", "data.batch_size=2"]
-    for folder, ends in [("WHOLE", [2]), ("TWICE", [1, 2])]:
-        for epochs in ends:
-            options = [
-                f"hydra.run.dir={folder}",
-                f"trainer.max_epochs={epochs}",
-                "resume=auto",
-                "output.overwrite=true",
-            ]
-            done = run_otl(*words, *options, cwd=tmp_path)
-            assert done.code == 0, done.err
-    one, other = (load_file(tmp_path / name / "final.safetensors") for name in ("WHOLE", "TWICE"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)

@@ -17,7 +17,7 @@ from otl.modules.stable_diffusion_2 import StableDiffusion2
 from otl.modules.stable_diffusion_xl import StableDiffusionXL
 from otl.testing import CHECKS, check_family
 from otl.testing import families as testing
-from otl.testing.methods import check_gradients_reach_what_trains, unreached
+from otl.testing.methods import check_gradients_reach_what_trains, check_the_shape_is_kept, unreached
 from tests.commands import ROOT
 
 Family = type[DiffusionModule]
@@ -105,6 +105,16 @@ def test_a_gradient_of_what_does_not_train_is_seen(example):
 
     with pytest.raises(AssertionError, match="are in no group"):
         check_gradients_reach_what_trains(lambda: with_method(Broken, Finetune()))
+
+
+def test_a_prediction_of_another_shape_is_seen(example):
+    class Broken(example):
+        def predict(self, noisy, t, cond, batch):
+            return super().predict(noisy, t, cond, batch).repeat(1, 2, 1, 1)
+
+    check_the_shape_is_kept(lambda: with_method(example, Finetune()))
+    with pytest.raises(AssertionError, match="-> prediction"):
+        check_the_shape_is_kept(lambda: with_method(Broken, Finetune()))
 
 
 def test_excused_are_the_layers_behind_the_one_that_sdxl_reads(sdxl_folder):

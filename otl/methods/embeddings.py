@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from otl.config import SettingsError
 from otl.formats import embedding as embedding_file
@@ -107,10 +108,16 @@ class Embeddings:
     # Rows
 
     def refuse(self, module: DiffusionModule) -> None:
-        """Raises SettingsError: the family reads no text, or the files would have one name."""
+        """Raises SettingsError: the family reads no text, or not by tokens, or the files would have one name."""
         if not module.text_encoders:
             raise SettingsError(
                 f"method.embeddings: {type(module).__name__} has no text encoder, so no word can be taught"
+            )
+        other = [name for name in module.text_encoders if not isinstance(module.part(name), PreTrainedModel)]
+        if other:
+            raise SettingsError(
+                f"method.embeddings: the {other[0]} of {type(module).__name__} is no model of transformers', so there "
+                "is no table of tokens that a new word could be put into; leave the embeddings out"
             )
         specs.refuse_name(self.specs, module.output_options.name)
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from otl.modules.base import DiffusionModule
 from otl.testing.comparing import close, differ, require
-from otl.testing.inputs import CAPTIONS, US, a_batch, prompted
+from otl.testing.inputs import CAPTIONS, US, a_batch, encoded, fits, prompted
 from otl.types import Batch
 
 Made = Callable[[], DiffusionModule]
 """A new module each time with its method, nothing loaded, on the smallest checkpoint there is."""
 
 STEP = 0.05  # how far the weights are moved from their start, as a share of their size
-STEPS = 8  # optimizer steps of the overfit
+STEPS = 4  # optimizer steps of the overfit
 LR = 1e-4  # so small that the loss of any network falls
 
 
@@ -92,6 +92,16 @@ def matters(module: DiffusionModule, weights: list[nn.Parameter]) -> bool:
     for each, numbers in zip(weights, kept):
         each.copy_(numbers)
     return not torch.equal(before, after)
+
+
+def check_the_shape_is_kept(made: Made) -> None:
+    """The prediction has the latents' shape, twice their channels with a learned variance, and is finite."""
+    module = started(made)
+    batch, found = batch_of(module), predicted(module)
+    assert batch.pixels is not None
+    latents = encoded(module, batch.pixels)
+    require(fits(module, found, latents), f"latents {tuple(latents.shape)} -> prediction {tuple(found.shape)}")
+    require(bool(found.isfinite().all()), "the prediction is not finite")
 
 
 def check_gradients_reach_what_trains(made: Made) -> None:
@@ -177,6 +187,7 @@ def check_weights_come_back(made: Made) -> None:
 
 
 METHOD_CHECKS = (
+    check_the_shape_is_kept,
     check_gradients_reach_what_trains,
     check_one_batch_is_learned,
     check_the_cache_changes_no_loss,

@@ -20,7 +20,7 @@ class Trial:
 
     @property
     def line(self) -> list[str]:
-        return [*LINE, f"data.resolution={self.side}", *METHODS[self.method].line, *self.more]
+        return [*LINE, f"data.resolution={self.side}", *METHODS[self.method], *self.more]
 
 
 # Five images in batches of two are three batches an epoch, and so two optimizer steps, of which the second has one.

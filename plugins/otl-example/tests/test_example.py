@@ -17,11 +17,23 @@ from otl import rng
 from otl.config import SettingsError
 from otl.methods.finetune import Finetune
 from otl.methods.lora import Lora
-from otl.testing import CHECKS
+from otl.testing import CHECKS, METHODS, Cell, Impossible, prove
 from otl.types import Batch, Method, Size
 
 COLOURS = {"red": (1, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1), "yellow": (1, 1, -1)}
 CAPTIONS = [f"a {colour} frame" for colour in COLOURS]
+LORA = ["contract", "run", "again", "formula", "PEFT"]
+PROVEN = {  # method -> what holds of it, or a part of why it cannot be
+    "lora": LORA,
+    "dora": LORA,
+    "loha": LORA,
+    "lokr": LORA,
+    "oft": ["contract", "run", "again", "formula"],
+    "finetune": ["contract", "run", "again", "weights", "diffusers"],
+    "embedding": "no table of tokens",
+    "lora + embedding": "no table of tokens",
+    "inpaint": "no inpainting form",
+}
 NOTHING = 2.0  # the loss of predicting 0: the target is noise minus pixels of 1 and -1
 
 
@@ -65,6 +77,15 @@ def trained(method: Method, *, steps: int, lr: float) -> tuple[Example, float, f
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_contract(check: Callable[[type[Example]], None]) -> None:
     check(Example)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(method: str, tmp_path: Path) -> None:
+    proven = prove(Cell(["model=example"], METHODS[method], tmp_path))
+    if isinstance(proven, Impossible):
+        assert PROVEN[method] in proven
+    else:
+        assert proven == PROVEN[method]
 
 
 def test_a_lora_learns_the_pictures() -> None:
