@@ -10,8 +10,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from otl import conflicts
+from otl.augmentation import without_effect
 from otl.config import Problem, SettingsError
 from otl.method_conflicts import of_method
+from otl.objective_conflicts import of_objective
+from otl.places import of_places
 from otl.ranges import out_of_range
 from otl.signatures import Signature, Type, Unknown, describe, fits, signature
 from otl.sources import NoSuchName
@@ -87,7 +90,9 @@ def check(cfg: DictConfig) -> list[Problem]:
             problems.append(Problem(f"{group}.{name}", f"{show(value)} would have no effect: it needs task={task}"))
     problems += secrets(settings)
     known = {problem.key for problem in problems}
-    found = [*out_of_range(settings), *conflicts.of_data(settings.get("data") or {}), *of_training(settings)]
+    data = settings.get("data") or {}
+    found = [*out_of_range(settings), *of_objective(settings), *without_effect(data), *of_places(settings)]
+    found += [*conflicts.of_data(data), *of_training(settings)]
     problems += [problem for problem in found if problem.key not in known]
     if not any(problem.key.startswith(("method", "model")) for problem in problems):  # else they have no types to trust
         problems += of_method(settings)

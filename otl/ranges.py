@@ -1,27 +1,18 @@
-"""The numbers, choices and paths that settings take, and what only makes sense together."""
+"""The numbers and choices that settings take."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import Enum
-from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from otl.augmentation import without_effect
-from otl.config import ARCHIVES, MANIFESTS, TABLES, Inpaint, Loss, NoiseOptions, Problem, assets_dir
+from otl.config import Problem
 from otl.epochs import ACCEPTED, is_stop
 from otl.signatures import Unknown
-from otl.urls import hub_hint, is_url, unreadable
 from otl.wording import as_number, meant, show
 
-DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", "caption", "mask", "rank")}
-CACHE = "otl.tasks.cache.cache"
-REPEAT = "otl.tasks.repeat.repeat"
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "fp32", "fp16", 32, 16)
 STRATEGIES = (  # Lightning's names; others, such as ModelParallelStrategy, are given by trainer.strategy._target_
     "auto",
@@ -208,64 +199,8 @@ RANGES = {  # `*` stands for one name
 }
 
 
-def _word(value: Any) -> Any:
-    """A choice by its name, anything else as it is."""
-    return value.name if isinstance(value, Enum) else value
-
-
-def _mixed(loss: dict[str, Any]) -> bool:
-    return any(loss.get("mix", {}).values())
-
-
-def _huber(loss: dict[str, Any]) -> bool:
-    return bool(loss["mix"]["huber"]) if _mixed(loss) else _word(loss.get("type")) == "huber"
-
-
-def _scheduled(loss: dict[str, Any]) -> bool:
-    return _huber(loss) and _word(loss.get("huber_schedule")) != "constant"
-
-
-def _timesteps(name: str) -> tuple[str, Callable[[dict[str, Any]], bool]]:
-    return f"noise.timesteps={name}", lambda noise: _word(noise.get("timesteps")) == name
-
-
-# Parameter -> what it is of no use without, and whether that is given.
-LOSS_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
-    "huber_delta": ("loss.type=huber or loss.mix.huber", _huber),
-    "huber_schedule": ("loss.type=huber or loss.mix.huber", _huber),
-    "gamma": ("loss.weight=min_snr or p2", lambda loss: _word(loss.get("weight")) in {"min_snr", "p2"}),
-    "unmasked_weight": ("loss.masked=true", lambda loss: bool(loss.get("masked"))),
-    "unmasked_probability": ("loss.masked=true", lambda loss: bool(loss.get("masked"))),
-    "normalize_masked_area": ("loss.masked=true", lambda loss: bool(loss.get("masked"))),
-}
-NOISE_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
-    "offset_random_strength": ("noise.offset above 0", lambda noise: bool(noise.get("offset"))),
-    "offset_generalized": ("noise.offset above 0", lambda noise: bool(noise.get("offset"))),
-    "multires_discount": ("noise.multires_iterations above 1", lambda noise: noise.get("multires_iterations") != 0),
-    "logit_mean": _timesteps("logit_normal"),
-    "logit_std": _timesteps("logit_normal"),
-    "mode_scale": _timesteps("heavy_tail"),
-    "beta_alpha": _timesteps("beta"),
-    "beta_beta": _timesteps("beta"),
-}
-GENERATED = "inpaint.masks=generated or both", lambda inpaint: _word(inpaint.get("masks")) != "files"
-INPAINT_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
-    **dict.fromkeys(("boxes", "brushes", "ellipses", "whole", "min_area", "max_area"), GENERATED),
-}
-TASK_PARAMETERS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
-    "separator": ("task.mode=append or prepend", lambda task: task.get("mode") in {"append", "prepend"}),
-    "alpha": ("task.mode=blend", lambda task: task.get("mode") == "blend"),
-}
-PARAMETERS = (
-    ("loss", Loss, LOSS_PARAMETERS),
-    ("noise", NoiseOptions, NOISE_PARAMETERS),
-    ("inpaint", Inpaint, INPAINT_PARAMETERS),
-    ("task", partial(SimpleNamespace, separator=None, alpha=None), TASK_PARAMETERS),
-)
-
-
 def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
-    """Ranges, choices, and what only makes sense together."""
+    """Numbers, choices, colours and devices that are not accepted."""
     leaves = dict(_leaves(settings, ""))
     for pattern, accepted in RANGES.items():
         expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
@@ -278,61 +213,9 @@ def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
             names = list(dict.fromkeys(map(show, choices)))
             message = f"{show(leaves[key])} is not accepted: must be {', '.join(names)}{meant(leaves[key], names)}"
             yield Problem(key, message)
-    low, high = leaves.get("noise.min_timestep"), leaves.get("noise.max_timestep")
-    if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
-        yield Problem("noise.min_timestep", f"{low} is not below noise.max_timestep={high}: nothing would be trained")
-    yield from _check_objective(settings)
-    yield from without_effect(settings.get("data") or {})
-    yield from _check_inpaint(settings.get("inpaint") or {})
-    yield from _check_canvases(settings.get("sample") or {})
     yield from _check_colours(settings)
     yield from _check_masker(settings.get("masker") or {})
     yield from _check_devices((settings.get("trainer") or {}).get("devices", 1))
-    yield from _check_paths(settings)
-
-
-def _check_objective(settings: dict[str, Any]) -> Iterator[Problem]:
-    """What of the loss, the noise and the masks would have no effect beside the other settings."""
-    for group, kind, parameters in PARAMETERS:
-        given, defaults = settings.get(group) or {}, kind()
-        for name, (needed, used) in parameters.items():
-            value = given.get(name)
-            changed = value is not Unknown and name in given and _word(value) != _word(getattr(defaults, name))
-            if changed and not used(given):
-                yield Problem(f"{group}.{name}", f"{show(_word(value))} would have no effect: it needs {needed}")
-    loss = settings.get("loss") or {}
-    if _mixed(loss) and _word(loss.get("type")) != "mse":
-        message = f"{_word(loss['type'])} would have no effect: loss.mix says which distances count; leave one out"
-        yield Problem("loss.type", message)
-    if _scheduled(loss) and loss.get("huber_delta") == 1:
-        message = "a schedule goes from 1 to loss.huber_delta, so that with 1 it would have no effect: lower it"
-        yield Problem("loss.huber_delta", message)
-    if (settings.get("noise") or {}).get("multires_iterations") == 1:
-        message = "1 is the noise itself, without any coarser one: give 0 for none, or 2 and more"
-        yield Problem("noise.multires_iterations", message)
-
-
-def _check_inpaint(inpaint: dict[str, Any]) -> Iterator[Problem]:
-    """Masks that cannot be made."""
-    shares = [inpaint.get(form) for form in ("boxes", "brushes", "ellipses", "whole")]
-    if all(share == 0 for share in shares):
-        yield Problem("inpaint.whole", "boxes, brushes, ellipses and whole are all 0: give at least one a share")
-    low, high = inpaint.get("min_area"), inpaint.get("max_area")
-    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
-        yield Problem("inpaint.min_area", f"{low} is above inpaint.max_area={high}")
-
-
-def _check_canvases(sample: dict[str, Any]) -> Iterator[Problem]:
-    """The pictures that are painted in."""
-    for key in ("image", "mask"):
-        value = sample.get(key)
-        for path in value if isinstance(value, list) else [value]:
-            if path is None or path is Unknown:
-                continue
-            if not isinstance(path, str):
-                yield Problem(f"sample.{key}", f"{show(path)} is not accepted: give a path, or a list of paths")
-            elif not Path(path).expanduser().is_file():
-                yield Problem(f"sample.{key}", f"{path}: there is no such file")
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -400,97 +283,3 @@ def _is_device(number: Any, *, listed: bool) -> bool:
     if isinstance(number, bool) or not re.fullmatch(r"\s*-?\d+\s*", str(number)):
         return False
     return int(number) >= 0 if listed else int(number) >= 1 or int(number) == -1
-
-
-def _check_paths(settings: dict[str, Any]) -> Iterator[Problem]:
-    """The folders and files that have to be there."""
-    data = settings.get("data", {})
-    concepts = {name: each for name, each in data.get("concepts", {}).items() if each.get("enabled", True)}
-    places = {
-        f"data.concepts.{name}.path": concept.get("path") for name, concept in concepts.items() if not _drawn(concept)
-    }
-    places["data.path"] = data.get("path")
-    task = (settings.get("task") or {}).get("_target_")
-    if task == CACHE:
-        yield from _check_cache(settings["task"], data)
-    needs_images = task in DATA_TASKS and not (task == CACHE and settings["task"].get("action") != "fill")
-    if needs_images and not data.get("path") and not data.get("concepts"):
-        ways = "data.path=photos/ or data.concepts.NAME.path=photos/"
-        yield Problem(
-            "data.path",
-            f"{show(data.get('path')) or 'nothing'} is given, but this task reads images: give their folder, {ways}",
-        )
-    for key, path in places.items():
-        if isinstance(path, str) and path:
-            yield from _check_source(key, path)
-    for key, group in {"data": data, **{f"data.concepts.{name}": each for name, each in concepts.items()}}.items():
-        if isinstance(group.get("mask_folder"), str) and task != "otl.tasks.mask.mask":  # which makes it
-            yield from _check_folder(f"{key}.mask_folder", group["mask_folder"])
-    yield from _check_config(settings.get("model") or {})
-    name = (settings.get("output") or {}).get("name")
-    if isinstance(name, str) and (Path(name).name != name or name.startswith(".")):
-        yield Problem("output.name", f"{name!r} is no plain file name: results stay in the run's folder, hydra.run.dir")
-    resume = settings.get("resume")
-    if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
-        yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
-    yield from _check_manifest(settings.get("manifest"), repeats=task == REPEAT)
-
-
-def _check_config(model: dict[str, Any]) -> Iterator[Problem]:
-    """The description of a checkpoint's networks, which ships with OTL."""
-    config, own = model.get("config"), str(model.get("_target_")).startswith("otl.")
-    folder = assets_dir() / "configs"
-    if own and isinstance(config, str) and not (folder / config).is_dir():
-        there = sorted(path.name for path in folder.iterdir())
-        yield Problem("model.config", f"{config} is none of {', '.join(there)}{meant(config, there)}")
-
-
-def _drawn(concept: dict[str, Any]) -> bool:
-    """Whether a concept's folder is made when its class images are drawn."""
-    images, path = concept.get("generate"), concept.get("path")
-    return isinstance(images, int) and images > 0 and isinstance(path, str) and not Path(path).expanduser().exists()
-
-
-def _check_cache(task: dict[str, Any], data: dict[str, Any]) -> Iterator[Problem]:
-    """What would have no effect on the cache."""
-    for name, idle in (("delete", False), ("days", None)):
-        if task.get(name, idle) != idle and task.get("action") != "prune":
-            yield Problem(f"task.{name}", f"{show(task[name])} would have no effect: it needs task.action=prune")
-    if task.get("action") == "fill" and data.get("cache") is False:
-        yield Problem("data.cache", "false, so that no run of these settings would read what task=cache makes")
-
-
-def _check_manifest(manifest: Any, *, repeats: bool) -> Iterator[Problem]:
-    """The manifest of the run to repeat."""
-    if repeats and not manifest:
-        yield Problem("manifest", "must be given: task=repeat needs that of a run, manifest=RUN/manifest.json")
-    elif manifest and not repeats:
-        yield Problem("manifest", f"{show(manifest)} would have no effect: it needs task=repeat")
-    elif isinstance(manifest, str) and not Path(manifest).expanduser().is_file():
-        yield Problem("manifest", f"{manifest} does not exist: give the manifest.json of a run")
-
-
-def _check_source(key: str, text: str) -> list[Problem]:
-    """A folder of images, a file that lists or holds some, or the URL of one."""
-    if is_url(text):
-        reason = unreadable(text)
-        return [Problem(key, f"{text}: {reason}")] if reason else []
-    if re.search(r"[*?]", text):
-        return []
-    accepted = (*ARCHIVES, *TABLES, *MANIFESTS)
-    path = Path(text).expanduser()
-    if not path.is_file():
-        return [replace(problem, message=problem.message + hub_hint(text)) for problem in _check_folder(key, text)]
-    if path.suffix.lower() in accepted:
-        return []
-    return [Problem(key, f"{text} is a file: give the folder it is in, or a file of images: {', '.join(accepted)}")]
-
-
-def _check_folder(key: str, text: str) -> list[Problem]:
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return []
-    if path.exists():
-        return [Problem(key, f"{text} is a file: give the folder it is in")]
-    there = [entry.name for entry in path.absolute().parent.glob("*/")] if path.absolute().parent.is_dir() else []
-    return [Problem(key, f"{text} does not exist (looked for {path.absolute()}){meant(path.name, there)}")]

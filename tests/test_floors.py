@@ -14,7 +14,7 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
     {"aliases", "config", "wording", "quiet", "epochs"},
     {"augmentation", "registry", "sources", "types", "rng", "outcomes", "urls"},
     {"signatures", "declared", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
-    {"methods", "datamodules", "ranges", "conflicts", "training_conflicts", "sweeps"},
+    {"methods", "datamodules", "ranges", "places", "conflicts", "objective_conflicts", "training_conflicts", "sweeps"},
     {"modules", "method_conflicts"},
     {"callbacks", "tools"},
     {"check"},
@@ -25,8 +25,9 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 WITHOUT_TORCH = (
-    "aliases config augmentation registry wording quiet sources signatures declared sweeps trust ranges conflicts "
-    "method_conflicts training_conflicts check mistakes outcomes cli schedules urls epochs"
+    "aliases config augmentation registry wording quiet sources signatures declared sweeps trust ranges places "
+    "conflicts objective_conflicts method_conflicts training_conflicts check mistakes outcomes cli schedules urls "
+    "epochs"
 ).split()
 
 

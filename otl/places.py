@@ -1,0 +1,126 @@
+"""The folders and files that settings name, and that have to be there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from otl.config import ARCHIVES, MANIFESTS, TABLES, Problem, assets_dir
+from otl.signatures import Unknown
+from otl.urls import hub_hint, is_url, unreadable
+from otl.wording import meant, show
+
+DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", "caption", "mask", "rank")}
+CACHE = "otl.tasks.cache.cache"
+REPEAT = "otl.tasks.repeat.repeat"
+
+
+def of_places(settings: dict[str, Any]) -> Iterator[Problem]:
+    """Folders and files that are not there, or are of another kind."""
+    data = settings.get("data", {})
+    concepts = {name: each for name, each in data.get("concepts", {}).items() if each.get("enabled", True)}
+    places = {
+        f"data.concepts.{name}.path": concept.get("path") for name, concept in concepts.items() if not _drawn(concept)
+    }
+    places["data.path"] = data.get("path")
+    task = (settings.get("task") or {}).get("_target_")
+    if task == CACHE:
+        yield from _check_cache(settings["task"], data)
+    needs_images = task in DATA_TASKS and not (task == CACHE and settings["task"].get("action") != "fill")
+    if needs_images and not data.get("path") and not data.get("concepts"):
+        ways = "data.path=photos/ or data.concepts.NAME.path=photos/"
+        yield Problem(
+            "data.path",
+            f"{show(data.get('path')) or 'nothing'} is given, but this task reads images: give their folder, {ways}",
+        )
+    for key, path in places.items():
+        if isinstance(path, str) and path:
+            yield from _check_source(key, path)
+    for key, group in {"data": data, **{f"data.concepts.{name}": each for name, each in concepts.items()}}.items():
+        if isinstance(group.get("mask_folder"), str) and task != "otl.tasks.mask.mask":  # which makes it
+            yield from _check_folder(f"{key}.mask_folder", group["mask_folder"])
+    yield from _check_canvases(settings.get("sample") or {})
+    yield from _check_config(settings.get("model") or {})
+    name = (settings.get("output") or {}).get("name")
+    if isinstance(name, str) and (Path(name).name != name or name.startswith(".")):
+        yield Problem("output.name", f"{name!r} is no plain file name: results stay in the run's folder, hydra.run.dir")
+    resume = settings.get("resume")
+    if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
+        yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
+    yield from _check_manifest(settings.get("manifest"), repeats=task == REPEAT)
+
+
+def _check_canvases(sample: dict[str, Any]) -> Iterator[Problem]:
+    """The pictures that are painted in."""
+    for key in ("image", "mask"):
+        value = sample.get(key)
+        for path in value if isinstance(value, list) else [value]:
+            if path is None or path is Unknown:
+                continue
+            if not isinstance(path, str):
+                yield Problem(f"sample.{key}", f"{show(path)} is not accepted: give a path, or a list of paths")
+            elif not Path(path).expanduser().is_file():
+                yield Problem(f"sample.{key}", f"{path}: there is no such file")
+
+
+def _check_config(model: dict[str, Any]) -> Iterator[Problem]:
+    """The description of a checkpoint's networks, which ships with OTL."""
+    config, own = model.get("config"), str(model.get("_target_")).startswith("otl.")
+    folder = assets_dir() / "configs"
+    if own and isinstance(config, str) and not (folder / config).is_dir():
+        there = sorted(path.name for path in folder.iterdir())
+        yield Problem("model.config", f"{config} is none of {', '.join(there)}{meant(config, there)}")
+
+
+def _drawn(concept: dict[str, Any]) -> bool:
+    """Whether a concept's folder is made when its class images are drawn."""
+    images, path = concept.get("generate"), concept.get("path")
+    return isinstance(images, int) and images > 0 and isinstance(path, str) and not Path(path).expanduser().exists()
+
+
+def _check_cache(task: dict[str, Any], data: dict[str, Any]) -> Iterator[Problem]:
+    """What would have no effect on the cache."""
+    for name, idle in (("delete", False), ("days", None)):
+        if task.get(name, idle) != idle and task.get("action") != "prune":
+            yield Problem(f"task.{name}", f"{show(task[name])} would have no effect: it needs task.action=prune")
+    if task.get("action") == "fill" and data.get("cache") is False:
+        yield Problem("data.cache", "false, so that no run of these settings would read what task=cache makes")
+
+
+def _check_manifest(manifest: Any, *, repeats: bool) -> Iterator[Problem]:
+    """The manifest of the run to repeat."""
+    if repeats and not manifest:
+        yield Problem("manifest", "must be given: task=repeat needs that of a run, manifest=RUN/manifest.json")
+    elif manifest and not repeats:
+        yield Problem("manifest", f"{show(manifest)} would have no effect: it needs task=repeat")
+    elif isinstance(manifest, str) and not Path(manifest).expanduser().is_file():
+        yield Problem("manifest", f"{manifest} does not exist: give the manifest.json of a run")
+
+
+def _check_source(key: str, text: str) -> list[Problem]:
+    """A folder of images, a file that lists or holds some, or the URL of one."""
+    if is_url(text):
+        reason = unreadable(text)
+        return [Problem(key, f"{text}: {reason}")] if reason else []
+    if re.search(r"[*?]", text):
+        return []
+    accepted = (*ARCHIVES, *TABLES, *MANIFESTS)
+    path = Path(text).expanduser()
+    if not path.is_file():
+        return [replace(problem, message=problem.message + hub_hint(text)) for problem in _check_folder(key, text)]
+    if path.suffix.lower() in accepted:
+        return []
+    return [Problem(key, f"{text} is a file: give the folder it is in, or a file of images: {', '.join(accepted)}")]
+
+
+def _check_folder(key: str, text: str) -> list[Problem]:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return []
+    if path.exists():
+        return [Problem(key, f"{text} is a file: give the folder it is in")]
+    there = [entry.name for entry in path.absolute().parent.glob("*/")] if path.absolute().parent.is_dir() else []
+    return [Problem(key, f"{text} does not exist (looked for {path.absolute()}){meant(path.name, there)}")]
