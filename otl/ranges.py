@@ -187,6 +187,8 @@ RANGES = {  # `*` stands for one name
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.gradient_clip_val": Range(0),
     "trainer.val_check_interval": Range(1, whole=True),
+    **{f"trainer.limit_{name}_batches": Range(0) for name in ("train", "val", "test", "predict")},
+    "trainer.overfit_batches": Range(0),
     "task.days": COUNT,
     "callbacks.*.every": COUNT,
     "callbacks.checkpoint.keep": COUNT,

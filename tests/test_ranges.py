@@ -10,9 +10,9 @@ HUBER = "loss.type=huber"
 
 
 def found(settings, *lines: str) -> dict[str, str]:
-    """Key -> message of what is wrong with the loss, the noise and the method."""
-    problems = check(settings(*lines))
-    return {each.key: each.message for each in problems if each.key.split(".")[0] in {"loss", "noise", "method"}}
+    """Key -> message of what is wrong with the loss, the noise, the method and the trainer."""
+    groups = {"loss", "noise", "method", "trainer"}
+    return {each.key: each.message for each in check(settings(*lines)) if each.key.split(".")[0] in groups}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,8 @@ def test_combinations_that_make_no_sense_are_refused(settings, lines, key, messa
         (["noise.timesteps=beta", "noise.beta_alpha=0.01"], "noise.beta_alpha", "at least 0.1"),
         (["noise.timesteps=beta", "noise.beta_beta=200"], "noise.beta_beta", "at most 100"),
         (["noise.shift=0"], "noise.shift", "above 0"),
+        (["++trainer.limit_train_batches=-1"], "trainer.limit_train_batches", "at least 0"),
+        (["++trainer.overfit_batches=-1"], "trainer.overfit_batches", "at least 0"),
         (["+method.parts.denoiser.stop_after=3 epoch"], "method.parts.denoiser.stop_after", "epochs as in '1 epoch'"),
         (["+method.parts.denoiser.stop_after=0"], "method.parts.denoiser.stop_after", "1 epoch, 3 epochs"),
         (["+method.embeddings.cat.stop_after=1 epochs"], "method.embeddings.cat.stop_after", "and '3 epochs'"),
