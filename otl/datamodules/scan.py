@@ -26,6 +26,7 @@ from otl.datamodules.sources.find import find
 from otl.datamodules.sources.folder import on_disk
 from otl.datamodules.sources.items import Item, pictures
 from otl.datamodules.sources.places import Wanted
+from otl.datamodules.sources.table import Cell
 from otl.trust import public
 from otl.types import File, Problem, Sample, Size
 from otl.urls import is_url
@@ -302,5 +303,10 @@ def _held_out(scanned: Scanned, source: Source) -> Scanned:
 
 
 def _content(sample: Sample) -> str:
-    """What decides whether an image is held out: elsewhere than on a disk its name and length, not its place."""
-    return content_hash(sample.path) if isinstance(sample.path, Path) else f"{sample.path.name} {sample.bytes}"
+    """What decides whether an image is held out, not its place: elsewhere than on a disk its length, and its name or,
+    in a row of a table without one, its size."""
+    path = sample.path
+    if isinstance(path, Path):
+        return content_hash(path)
+    nameless = isinstance(path, Cell) and not path.called
+    return f"{sample.size if nameless else path.name} {sample.bytes}"

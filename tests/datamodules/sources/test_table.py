@@ -6,6 +6,7 @@ import pytest
 
 from otl.config import Inpaint, SettingsError
 from otl.datamodules import images
+from otl.datamodules.scan import scan
 from otl.datamodules.sources import table
 from tests.datamodules.fakes import CountingEncoder, data, module
 from tests.datamodules.sources.conftest import folder, memory, png
@@ -197,3 +198,15 @@ def test_a_missing_package_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"needs pyarrow; pip install 'otl\[data\]'"):
         table.kinds(parquet(tmp_path / "t.parquet"))
+
+
+def test_rows_before_them_do_not_move_those_that_are_held_out(tmp_path):
+    def held_out(numbers):
+        rows = [{"image": {"bytes": png(0, w=64 + number), "path": None}, "text": "a"} for number in numbers]
+        path = parquet(tmp_path / "t.parquet", rows)
+        samples, _ = scan(data(path, validation_share=0.3))
+        return {sample.size.w - 64 for sample in samples if sample.validation}
+
+    before = held_out(range(40))
+    assert 3 <= len(before) <= 25
+    assert held_out([*range(40, 60), *range(40)]) & set(range(40)) == before
