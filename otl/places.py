@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +14,13 @@ from typing import Any
 from otl.config import ARCHIVES, MANIFESTS, TABLES, Problem, assets_dir
 from otl.signatures import Unknown
 from otl.urls import hub_hint, is_url, unreadable
-from otl.wording import meant, show
+from otl.wording import counted, meant, show
 
 DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", "caption", "mask", "rank")}
 CACHE = "otl.tasks.cache.cache"
 REPEAT = "otl.tasks.repeat.repeat"
+SOCKET = len("/pymp-12345678/listener-12345678")  # what multiprocessing calls one
+LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes; torch's loader would wait for ever beyond it
 
 
 def of_places(settings: dict[str, Any]) -> Iterator[Problem]:
@@ -42,6 +47,7 @@ def of_places(settings: dict[str, Any]) -> Iterator[Problem]:
     for key, group in {"data": data, **{f"data.concepts.{name}": each for name, each in concepts.items()}}.items():
         if isinstance(group.get("mask_folder"), str) and task != "otl.tasks.mask.mask":  # which makes it
             yield from _check_folder(f"{key}.mask_folder", group["mask_folder"])
+    yield from _check_temporary(data.get("workers"))
     yield from _check_canvases(settings.get("sample") or {})
     yield from _check_config(settings.get("model") or {})
     name = (settings.get("output") or {}).get("name")
@@ -51,6 +57,18 @@ def of_places(settings: dict[str, Any]) -> Iterator[Problem]:
     if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
         yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
     yield from _check_manifest(settings.get("manifest"), repeats=task == REPEAT)
+
+
+def _check_temporary(workers: Any) -> Iterator[Problem]:
+    """The folder for temporary files, through which the loader's processes pass what they make."""
+    excess = len(os.fsencode(tempfile.gettempdir())) + SOCKET - LONGEST_SOCKET
+    if isinstance(workers, int) and workers > 0 and excess > 0:
+        message = (
+            f"{workers} processes could not hand over what they load: their sockets lie in the folder for temporary "
+            f"files, {tempfile.gettempdir()}, whose path is {counted(excess, 'byte')} too long for that; set TMPDIR to "
+            "another one, or data.workers=0"
+        )
+        yield Problem("data.workers", message)
 
 
 def _check_canvases(sample: dict[str, Any]) -> Iterator[Problem]:

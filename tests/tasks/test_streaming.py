@@ -102,15 +102,15 @@ def s3(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 @pytest.mark.parametrize(("place", "bytes"), [("s3://photos", 0), ("s3://shards", 4_000), ("{url}/tables/", 40_000)])
 def test_a_run_from_elsewhere_is_that_of_the_folder_bit_for_bit_also_resumed(
-    run, expected, s3, tmp_path, monkeypatch, place, bytes
+    run, expected, s3, tmp_path, monkeypatch, tmp_path_factory, place, bytes
 ):
     """Six steps; and three more, in workers, after the run was cut off. Nothing of the images comes to the disk.
 
     Args:
         bytes: at most, that these three fetch by ranges: of an archive the images alone, of a table whole row groups.
     """
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
+    temporary = tmp_path_factory.mktemp("tmp")  # a short path: the workers' sockets lie there
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     path, target = place.format(url=s3.url), tmp_path / "run"
     weights, written = run(target, path)
     assert equal(weights, expected[0]) and written == expected[1] and len(written) == 6
@@ -119,7 +119,7 @@ def test_a_run_from_elsewhere_is_that_of_the_folder_bit_for_bit_also_resumed(
     weights, written = run(target, path, "data.workers=1", "resume=auto", "output.overwrite=true")
     assert equal(weights, expected[0]) and written == expected[1]
     assert s3.requests and s3.bytes_sent <= bytes
-    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    kept = [path.read_bytes() for folder in (tmp_path, temporary) for path in folder.rglob("*") if path.is_file()]
     assert kept and not any(image in content for content in kept for image in IMAGES.values())
 
 
