@@ -141,8 +141,10 @@ def without_tokens(record: logging.LogRecord, known: list[str]) -> logging.LogRe
     if hidden != text:
         record.msg, record.args = hidden, None
     if record.exc_info:
-        trace = record.exc_text or logging.Formatter().formatException(record.exc_info)
-        record.exc_text, record.exc_info = hide(trace, known), None  # else it is written out once more
+        record.exc_text = record.exc_text or logging.Formatter().formatException(record.exc_info)
+        record.exc_info = None  # else it is written out once more
+    if record.exc_text:
+        record.exc_text = hide(record.exc_text, known)
     return record
 
 

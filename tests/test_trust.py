@@ -132,6 +132,17 @@ def test_no_token_is_logged(hidden):
     assert written.getvalue().endswith("OSError: 401 for ***\n")
 
 
+def test_nor_one_that_came_to_be_known_later(hidden, monkeypatch):
+    library, written = hidden
+    monkeypatch.setenv("HF_TOKEN", "fedcba9876543210")
+    hide_logged()
+    try:
+        raise OSError("401 for fedcba9876543210")
+    except OSError:
+        library.exception("again")
+    assert written.getvalue().endswith("OSError: 401 for ***\n")
+
+
 def test_nor_by_arguments_that_do_not_fit(hidden, monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", False)
     library, written = hidden
