@@ -217,7 +217,9 @@ def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(key, message)
     yield from _check_colours(settings)
     yield from _check_masker(settings.get("masker") or {})
-    yield from _check_devices((settings.get("trainer") or {}).get("devices", 1))
+    trainer = settings.get("trainer") or {}
+    yield from _check_devices(trainer.get("devices", 1))
+    yield from _check_duration(trainer.get("max_time"))
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -268,6 +270,13 @@ def _check_masker(masker: dict[str, Any]) -> Iterator[Problem]:
     for name, such in (("prompts", "[a dog]"), ("colours", "[lime]")):
         if masker.get(name) == []:
             yield Problem(f"masker.{name}", f"there are none; name what is to be white, such as 'masker.{name}={such}'")
+
+
+def _check_duration(duration: Any) -> Iterator[Problem]:
+    """As Lightning reads it where it is text."""
+    if isinstance(duration, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", duration.strip()):
+        message = f"{show(duration)} is not accepted: give days, hours, minutes and seconds, such as 00:12:00:00"
+        yield Problem("trainer.max_time", message)
 
 
 def _check_devices(devices: Any) -> Iterator[Problem]:

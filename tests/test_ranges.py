@@ -99,6 +99,7 @@ def test_combinations_that_make_no_sense_are_refused(settings, lines, key, messa
         (["noise.timesteps=beta", "noise.beta_beta=200"], "noise.beta_beta", "at most 100"),
         (["noise.shift=0"], "noise.shift", "above 0"),
         (["++trainer.limit_train_batches=-1"], "trainer.limit_train_batches", "at least 0"),
+        (["++trainer.max_time=12h"], "trainer.max_time", "00:12:00:00"),
         (["++trainer.overfit_batches=-1"], "trainer.overfit_batches", "at least 0"),
         (["+method.parts.denoiser.stop_after=3 epoch"], "method.parts.denoiser.stop_after", "epochs as in '1 epoch'"),
         (["+method.parts.denoiser.stop_after=0"], "method.parts.denoiser.stop_after", "1 epoch, 3 epochs"),
@@ -110,3 +111,7 @@ def test_numbers_out_of_range_are_refused(settings, lines, key, accepted):
     problems = found(settings, *lines)
     assert list(problems) == [key]
     assert accepted in problems[key]
+
+
+def test_a_duration_as_lightning_takes_it_is_accepted(settings):
+    assert not found(settings, "++trainer.max_time='00:12:00:00'")
