@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from otl.config import SettingsError
-from otl.formats.files import destination, listed, whole
+from otl.formats.files import bytes_of, destination, listed, whole
 from otl.formats.lora import portable_text_path
 
 KINDS = {  # torch's names of what networks hold -> safetensors'
@@ -140,10 +140,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], *
     Raises:
         SettingsError: a weight is NaN or infinite in that dtype.
         RuntimeError: what is read back is not what was written.
-        DiskError: it cannot be written.
+        DiskError: it cannot be written, or the disk has no room for it.
     """
-    with whole(path) as aside:
-        shapes = {name: cast_meta(tensors[name], dtype) for name in tensors}
+    shapes = {name: cast_meta(tensors[name], dtype) for name in tensors}
+    with whole(path, needs=bytes_of(shapes.values())) as aside:
         order = sorted(shapes, key=lambda name: (-shapes[name].itemsize, name))  # so that each is aligned
         broken = []
         with aside.open("wb") as file:

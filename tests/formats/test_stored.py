@@ -1,8 +1,11 @@
 """Weights that are read and written one at a time, so that a model of any size can be copied."""
 
+import contextlib
 import json
+import shutil
 import weakref
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from otl.config import SettingsError
 from otl.formats import single_file
+from otl.formats.files import DiskError
 from otl.formats.stored import in_file, in_folder, of_network, write
 from tests.tiny import clip
 
@@ -153,3 +157,11 @@ def test_a_text_encoder_comes_back_from_the_names_of_single_files(layout, clip_m
     found = layout.read("model", file)
     assert all(torch.equal(found[f"text_model.{name}" if f"text_model.{name}" in found else name], tensor)
                for name, tensor in state.items())  # fmt: skip
+
+
+@pytest.mark.parametrize(("free", "fits"), [(3 * 20 * 2 - 1, False), (3 * 20 * 2, True)])
+def test_it_is_begun_only_where_the_disk_has_room(tmp_path, monkeypatch, free, fits):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with contextlib.nullcontext() if fits else pytest.raises(DiskError, match="No space left on device, it needs"):
+        write(tmp_path / "a.safetensors", Watched(3), {}, dtype=torch.float16)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"] * fits
