@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from otl.datamodules.views import View
 from otl.types import Batch, Cond, Sample
 
 KEPT = 2**16  # captions whose numbers are kept
+AHEAD = 4  # batches from the cache that are made at a time where there are no workers
 VALIDATION = "validation"  # in the place of the round: validation is the same every time
 
 
@@ -82,6 +84,12 @@ class Bucketed(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def ahead(self) -> int:
+        """How many batches `in_turn` makes at a time: with pixels, which take time and memory, one."""
+        only_reads = self.cached is not None and self.cached.latents is not None and self.inpaint is None
+        return AHEAD if only_reads else 1
 
     def __getitem__(self, request: Request) -> Batch:
         round_number, draws = request
@@ -211,7 +219,7 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         if not self.num_workers and not self.pin_memory:  # the same by a shorter way: the dataset makes whole batches
-            return map(self.dataset.__getitem__, self.sampler)
+            return in_turn(self.dataset, iter(self.sampler))
         before = signal.getsignal(signal.SIGCHLD)
         with deaths_told(self.num_workers):
             batches = super().__iter__()
@@ -224,6 +232,13 @@ class Loader(DataLoader[Batch]):
     def _told(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         with deaths_told(self.num_workers):
             yield from batches
+
+
+def in_turn(dataset: Bucketed, requests: Iterator[Request]) -> Iterator[Batch]:
+    """Batches without workers, a few made at a time: after a network's step none of their code and data is in the
+    processor's caches any more, and fetching it takes longer than the rest (docs/performance.md)."""
+    while made := [dataset[request] for request in islice(requests, dataset.ahead)]:
+        yield from made
 
 
 @contextmanager

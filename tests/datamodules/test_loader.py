@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from otl import rng
 from otl.config import CaptionOptions, Concept, ConceptType, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
-from otl.datamodules.loader import WorkerDied
+from otl.datamodules.loader import AHEAD, WorkerDied, in_turn
 from otl.types import Batch
 from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture, same
 
@@ -30,6 +30,11 @@ def filled(path: Path, *, images: bool = True, prompts: bool = True, **settings:
     made = module(data(path, **({"batch_size": 2} | settings)))
     made.fill_cache(CountingEncoder(), images=images, prompts=prompts)
     return made
+
+
+def plain(path: Path, **settings: Any) -> BucketedDataModule:
+    """The same without a cache."""
+    return module(data(path, **settings))
 
 
 def epoch(loader: Any, number: int) -> list[Batch]:
@@ -58,16 +63,24 @@ def test_latents_come_from_the_cache_with_noise_of_their_keys(cached):
 
 
 def test_latents_are_those_of_the_image(cached):
-    pixels = {int(i): p for b in module(data(cached)).train_dataloader() for i, p in zip(b.index, b.pixels)}
+    pixels = {int(i): p for b in plain(cached).train_dataloader() for i, p in zip(b.index, b.pixels)}
     for batch in filled(cached).train_dataloader():
         for index, latents in zip(batch.index, batch.latents):
             assert torch.equal(latents, nn.functional.avg_pool2d(pixels[int(index)][None], 4)[0])
 
 
 def test_without_a_cache_pixels_are_served(cached):
-    batch = next(iter(module(data(cached, batch_size=2)).train_dataloader()))
+    batch = next(iter(plain(cached, batch_size=2).train_dataloader()))
     assert tuple(batch.pixels.shape[1:]) == (3, *batch.target_size[0].tolist())
     assert batch.latents is None and batch.noise is None and batch.cond is None
+
+
+@pytest.mark.parametrize(("encoded", "ahead"), [(True, AHEAD), (False, 1)])
+def test_without_workers_batches_from_the_cache_are_made_a_few_at_a_time(cached, encoded, ahead):
+    loader = (filled if encoded else plain)(cached, batch_size=1).train_dataloader()
+    requests = iter(loader.sampler)
+    assert same(next(in_turn(loader.dataset, requests)), next(iter(loader)))
+    assert len(list(requests)) == len(loader) - ahead > 0
 
 
 def test_prompts_are_not_cached_where_text_encoders_train(cached):
