@@ -92,7 +92,7 @@ def undrawn(setting: str, count: int) -> list[Problem]:
     if count <= 0:
         return []
     message = f"{counted(count, 'image')} will be drawn before the run, as many as are missing"
-    return [Problem(setting, f"{message}; this plan knows those that are there", fatal=False)]
+    return [Problem(setting, f"{message}; the plan counts them as if they were there", fatal=False)]
 
 
 def none_held_out(setting: str, share: float, count: int) -> Problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from otl.datamodules.shards import SUFFIX
 from otl.formats.files import existing, size
 from otl.formats.folder import DTYPES
 from otl.modules.base import DiffusionModule
+from otl.tasks import classes
 from otl.tasks.folder import exported
 from otl.tasks.memory import Encoded
 from otl.types import Problem
@@ -42,7 +43,7 @@ def estimate(
     """Bytes of each kind of file, and how many of each there are at once.
 
     Args:
-        made: the plan: weights, memory, resolution, captions, pixels_cached and total_steps are read.
+        made: the plan: weights, memory, resolution, captions, images_to_draw, pixels_cached and total_steps are read.
         encoded: what the cache holds of an image and of a caption; None: there is no cache.
     """
     trained = sum(row["trained"] for row in made["weights"])
@@ -59,10 +60,17 @@ def estimate(
         "drawings": drawings(settings.callbacks.get("sampling"), made["total_steps"]),
         "rows": ROW * made["total_steps"],
         "cache": cached(made, encoded) if encoded is not None else 0,
+        "class_image": class_image(made["resolution"]),
+        "class_images": made["images_to_draw"] * class_image(made["resolution"]),
     }
     pairs = (("checkpoint", "checkpoints"), ("result", "results"), ("drawing", "drawings"))
     run = sum(found[each] * found[count] for each, count in pairs) + found["rows"]
-    return found | {"run": run, "total": run + found["cache"], "estimate": True}
+    return found | {"run": run, "total": run + found["cache"] + found["class_images"], "estimate": True}
+
+
+def class_image(side: int) -> int:
+    """Bytes of one at most: as if PNG did not pack it."""
+    return 3 * side**2
 
 
 def drawing(settings: DictConfig, side: int) -> int:
@@ -96,7 +104,8 @@ def problems(needs: dict[str, Any], settings: DictConfig, folder: Path) -> list[
         needs: what `estimate` gave.
         folder: of the run.
     """
-    return lacking([of_run(needs, settings, folder), of_cache(needs, Path(settings.data.cache_dir).expanduser())])
+    cache = of_cache(needs, Path(settings.data.cache_dir).expanduser())
+    return lacking([of_run(needs, settings, folder), cache, *of_class_images(needs, settings)])
 
 
 def of_run(needs: dict[str, Any], settings: DictConfig, folder: Path) -> Need:
@@ -115,6 +124,14 @@ def of_cache(needs: dict[str, Any], folder: Path) -> Need:
     there = sum(shard.stat().st_size for shard in folder.glob(f"*{SUFFIX}"))
     what = f"{size(needs['cache'])} of encoded images and captions (data.cache=false keeps none)"
     return Need("data.cache_dir", folder, needs["cache"], there, what)
+
+
+def of_class_images(needs: dict[str, Any], settings: DictConfig) -> Iterator[Need]:
+    """For each concept those that are still to be drawn."""
+    for source in classes.lacking(settings):
+        assert source.folder is not None
+        count, each = classes.missing(source), needs["class_image"]
+        yield Need(source.key, source.folder, count * each, 0, f"{count} class images of {size(each)}")
 
 
 def device(folder: Path) -> int:

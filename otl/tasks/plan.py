@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from otl.config import Data, MaskSource
 from otl.datamodules.bucketed import laid_out, placing, require_sound
-from otl.datamodules.scan import scan
+from otl.datamodules.scan import scan, sources
 from otl.datamodules.shapes import shown_at
 from otl.formats.files import whole
 from otl.modules import inpainting, prior
@@ -39,20 +39,21 @@ def plan(settings: DictConfig, *, sheet_pages: int = 20) -> None:
         SettingsError: the run would not start; the plan is printed first.
     """
     module = build_skeleton(settings)
-    data = data_options(settings, module)
-    scanned = scan(data, inpainting.mask_options(module))
+    coming = classes.undrawn(settings, module.data_resolution)
+    scanned = as_drawn(settings, module, coming)
     made, problems = make(settings, scanned=scanned, module=module)
     problems += disk.problems(made["disk"], settings, run_dir())
-    made["contact_sheet"] = contact.coverage(made, sheet_pages)
+    there = made | {"images": without(made["images"], coming)}
+    made["contact_sheet"] = contact.coverage(there, sheet_pages)
     write(made, run_dir())
     fatal = [problem for problem in problems if problem.fatal]
     show(made, told=[problem.message for problem in fatal])
     if sheet_pages:
-        draw(made, scanned[0], data, pages=sheet_pages)
+        draw(there | {"contact_sheet": made["contact_sheet"]}, scanned[0], data_options(settings, module), sheet_pages)
     require_sound(problems)
 
 
-def draw(made: dict[str, Any], samples: list[Sample], data: Data, *, pages: int) -> None:
+def draw(made: dict[str, Any], samples: list[Sample], data: Data, pages: int) -> None:
     """The contact sheet, where it is, and what it leaves out."""
     sheet = made["contact_sheet"]
     by_path = {str(sample.path): sample for sample in samples}
@@ -101,6 +102,7 @@ def make(
         "resolution": module.data_resolution,
         "resolutions": [] if data.bucket_sizes else shown_at(data, module.resolution, module.bucket_step),
         "batch_size": data.batch_size,
+        "images_to_draw": sum(map(classes.missing, sources(data))),
         **of_images(train, held_out, problems, data, settings, called),
         "weights": memory.weights(module),
         "inpaint": of_masks(samples, module) if module.inpaints else None,
@@ -127,8 +129,18 @@ def undrawn(settings: DictConfig) -> tuple[dict[str, Any], list[Problem]]:
     """The plan as it will be when the class images are drawn that are not there yet."""
     module = build_skeleton(settings)
     coming = classes.undrawn(settings, module.data_resolution)
-    scanned = scan(data_options(settings, module), inpainting.mask_options(module), coming)
-    return make(settings, scanned=scanned, module=module)
+    return make(settings, scanned=as_drawn(settings, module, coming), module=module)
+
+
+def as_drawn(settings: DictConfig, module: DiffusionModule, coming: list[Sample]) -> Scanned:
+    """The dataset, with class images that are still to be drawn as if they were there."""
+    return scan(data_options(settings, module), inpainting.mask_options(module), coming)
+
+
+def without(rows: list[dict[str, Any]], coming: list[Sample]) -> list[dict[str, Any]]:
+    """The rows of images that can be looked at."""
+    paths = {str(sample.path) for sample in coming}
+    return [row for row in rows if row["path"] not in paths]
 
 
 def untaught(module: DiffusionModule, samples: list[Sample], called: Called) -> list[Problem]:

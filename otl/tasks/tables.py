@@ -33,6 +33,7 @@ def show(plan: dict[str, Any], console: Console | None = None, *, told: Collecti
     console.print(
         f"{plan['images_used']} of {plan['images_total']} images in the first epoch, "
         + (f"{plan['images_waiting']} in later ones, " if plan["images_waiting"] else "")
+        + (f"{plan['images_to_draw']} of all still to be drawn, " if plan["images_to_draw"] else "")
         + f"{plan['images_dropped']} dropped, {plan['images_validation']} held out, "
         f"{plan['images_cached']} to be cached; "
         f"{plan['steps_per_epoch']} steps an epoch, [bold]{plan['total_steps']} steps in all[/]"
@@ -48,7 +49,8 @@ def show(plan: dict[str, Any], console: Console | None = None, *, told: Collecti
     console.print(
         f"On the disk {size(needs['total'])} (an estimate): {needs['checkpoints']} checkpoints of "
         f"{size(needs['checkpoint'])}, {needs['results']} x {size(needs['result'])} of results, "
-        f"{needs['drawings']} x {size(needs['drawing'])} of pictures, {size(needs['cache'])} of cache",
+        f"{needs['drawings']} x {size(needs['drawing'])} of pictures, {size(needs['cache'])} of cache"
+        + (f", {size(needs['class_images'])} of class images" if needs["class_images"] else ""),
         highlight=False,
     )
     for warning in plan["warnings"]:

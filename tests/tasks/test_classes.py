@@ -1,12 +1,15 @@
 """Class images: what is missing is drawn once, from seeds of its own, and what is there is left alone."""
 
+import json
+import shutil
+from types import SimpleNamespace
+
 import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
 from otl.config import SettingsError
-from otl.datamodules.scan import scan
-from otl.tasks import plan
+from otl.tasks import disk, plan
 from otl.tasks.classes import draw_missing
 
 
@@ -77,10 +80,35 @@ def test_without_a_prompt_it_is_refused(composed):
         draw_missing(composed("data.concepts.dogs.prompt=null"), autocast=None)
 
 
-def test_a_plan_says_what_will_be_drawn(composed):
-    _, problems = scan(composed().data)
-    said = [problem for problem in problems if "3 images will be drawn before the run" in problem.message]
-    assert len(said) == 1 and not said[0].fatal
+def test_a_plan_counts_what_will_be_drawn(composed, tmp_path, monkeypatch, capsys, caplog):
+    """One of 3 is there, and one photograph: 4 images in 5 epochs. Its sheet shows those that can be looked at."""
+    for name in ("photos/mine.png", "dogs/class-00001.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (64, 64), (200, 0, len(name))).save(tmp_path / name)
+    monkeypatch.setattr("otl.tasks.plan.run_dir", lambda: tmp_path)
+    line = [f"data.path={tmp_path / 'photos'}", "data.prompt=sks", f"data.cache_dir={tmp_path / 'cache'}"]
+    plan.plan(composed(*line, "trainer.max_epochs=5"))
+    made = json.loads((tmp_path / "plan.json").read_text())
+    assert (made["images_to_draw"], made["images_used"], made["images_cached"], made["total_steps"]) == (2, 4, 4, 20)
+    assert made["buckets"] == [{"height": 64, "width": 64, "images": 4, "batches": 4}]
+    assert made["disk"]["class_images"] == 2 * 3 * 64**2
+    assert made["disk"]["total"] == sum(made["disk"][name] for name in ("run", "cache", "class_images"))
+    assert "2 of all still to be drawn" in " ".join(capsys.readouterr().out.split())
+    assert made["contact_sheet"]["pictures"] == 2 and "cannot be decoded" not in caplog.text
+    (warning,) = [each for each in made["warnings"] if each["about"] == "data.concepts.dogs.path"]
+    assert warning["message"].startswith(
+        "2 images will be drawn before the run, as many as are missing; the plan counts"
+    )
+
+
+def test_class_images_that_have_no_room_are_not_begun(composed, tmp_path, monkeypatch):
+    cfg = composed(f"data.cache_dir={tmp_path / 'cache'}")
+    needs = {"class_image": 1000, "run": 0, "cache": 0, "checkpoints": 0, "checkpoint": 0, "results": 0, "result": 0}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2999))
+    (problem,) = disk.problems(needs | {"drawings": 0, "drawing": 0}, cfg, tmp_path)
+    assert problem.key == "data.concepts.dogs.path" and "3 class images of 1 kB" in problem.message
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3000))
+    assert disk.problems(needs | {"drawings": 0, "drawing": 0}, cfg, tmp_path) == []
 
 
 def test_a_run_draws_them_and_trains_on_them_as_prior(composed, tmp_path):

@@ -18,6 +18,7 @@ MADE = {
     "total_steps": 1000,
     "resolution": 512,
     "pixels_cached": 3 * 64 * 64,
+    "images_to_draw": 0,
     "captions": {"distinct": 2},
 }
 ROWS = 1000 * disk.ROW
