@@ -80,12 +80,13 @@ class Part(Named):
     start: int  # bytes
     bytes: int  # as they lie there
     unpacked: int | None = None  # bytes that it says it has where it is deflated, as zip does; None: it is not
+    content: str = ""  # `hash_of` what it holds, from when the archive was gone through; empty: it is broken
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
 
     def identity(self) -> str:
-        return f"{place(self.archive)} {self.name} {self.start} {self.bytes}"
+        return self.content
 
     def read_bytes(self) -> bytes:
         content = read_range(self.archive, self.start, self.bytes)
@@ -139,14 +140,21 @@ class Window(io.RawIOBase):
 
 
 def content_hash(file: File) -> str:
-    """What a file holds, as 32 hex digits: a hash of its bytes.
+    """What a file holds, as 32 hex digits: a hash of its bytes; of a part of another file, from when that was read.
 
-    Elsewhere than on a disk, a hash of what names the content for certain: nothing is fetched for it.
+    Of a single file elsewhere, a hash of what names the content for certain: nothing is fetched for it.
     """
+    if isinstance(file, Remote):
+        return hash_of(file.identity().encode())
     if not isinstance(file, Path):
-        return hashlib.blake2b(file.identity().encode(), digest_size=16).hexdigest()
+        return file.identity()
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def hash_of(content: bytes) -> str:
+    """As `content_hash`."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def inflate(content: bytes, size: int) -> bytes:
@@ -184,8 +192,31 @@ def read_range(file: Path | Remote, start: int, count: int) -> bytes:
         return opened.read(count)
 
 
+def stamp(file: Path | Remote) -> str:
+    """What is another one once the content is, without reading it; empty where nothing says so for certain.
+
+    Of a file on this disk its length, its times and its number there. The time of change cannot be put back, as that
+    of modification can; but what has just changed may do so again within the same tick, and git's index does not trust
+    it either.
+    """
+    if isinstance(file, Remote):
+        return file.identity()
+    found = file.stat()
+    if time.time_ns() - found.st_ctime_ns <= tick(found.st_ctime_ns):
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+
+
+def tick(changed: int) -> int:
+    """Within how many nanoseconds a file can have changed twice at one time of change.
+
+    A time without a fraction comes from a disk that counts in seconds, or in twos of them, as FAT does.
+    """
+    return 20_000_000 if changed % 10**9 else 2 * 10**9
+
+
 def place(file: Path | Remote) -> str:
-    """What names a file's content for certain without reading it."""
+    """Names what a process has open of a file."""
     if isinstance(file, Remote):
         return file.identity()
     found = file.stat()

@@ -11,7 +11,7 @@ from typing import Any
 
 from otl.config import SettingsError
 
-VERSION = 3  # raise it when other things are read of the same file
+VERSION = 4  # raise it when other things are read of the same file
 FOLDER = "sources"  # inside of data.cache_dir
 WAITING = 1000  # lines in memory before they are written
 
@@ -35,16 +35,23 @@ class Index:
         self._lock = Lock()
 
     def get(self, name: str, stamp: str) -> Any:
-        """What was found in the file of that name while it had that stamp; None: not known."""
+        """What was found in the file of that name while it had that stamp; None: not known, as without a stamp."""
         known, found = self._found.get(name, ("", None))
-        return found if known == stamp else None
+        return found if known == stamp and stamp else None
 
     def put(self, name: str, stamp: str, found: Any) -> None:
         """Keep what was found; it is on disk after `flush` at the latest.
 
+        Args:
+            name: of the file.
+            stamp: that it had before it was read; empty: nothing would tell that it has changed, so nothing is kept.
+            found: what JSON can hold.
+
         Raises:
             SettingsError: it cannot be written.
         """
+        if not stamp:
+            return
         with self._lock:
             self._found[name] = (stamp, found)
             self._waiting.append(json.dumps([name, stamp, found]))

@@ -16,7 +16,7 @@ from PIL import Image
 from otl import rng
 from otl.config import Broken, CaptionOptions, ConceptType, Data, Inpaint, SettingsError
 from otl.datamodules import captions, findings, headers, mask_files, texts
-from otl.datamodules.files import Remote, content_hash, place
+from otl.datamodules.files import Remote, content_hash, stamp
 from otl.datamodules.findings import Broke
 from otl.datamodules.headers import Header, Limits
 from otl.datamodules.index import Index
@@ -247,15 +247,15 @@ def _read_header(file: File, index: Index, limits: Limits) -> Header:
     if isinstance(file, Path) and not limits.decodes:
         return headers.read(file, limits)
     try:
-        name, stamp = (str(file.absolute()), place(file)) if isinstance(file, Path) else (str(file), file.identity())
+        name, before = (str(file.absolute()), stamp(file)) if isinstance(file, Path) else (str(file), file.identity())
     except OSError:  # it is not there, which its header says
         return headers.read(file, limits)
-    known = index.get(name, stamp)
+    known = index.get(name, before)
     if known is not None:
         return headers.from_json(known)
     header = headers.read(file, limits)
     if not header.flaw:  # what is mended there shows at once
-        index.put(name, stamp, headers.as_json(header))
+        index.put(name, before, headers.as_json(header))
     return header
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from otl.config import SettingsError, assets_dir
-from otl.datamodules.files import content_hash, place
+from otl.datamodules.files import content_hash, stamp
 from otl.datamodules.index import Index
 from otl.formats.original import config_folder
 from otl.formats.stored import Stored, in_folder, of_network
@@ -121,10 +121,10 @@ def _hash(file: Path, known: Index | None) -> str:
     """Of the bytes; a gigabyte takes a processor more than a second."""
     if known is None:
         return content_hash(file)
-    name, stamp = str(file.absolute()), place(file)
-    found = known.get(name, stamp)
+    name, before = str(file.absolute()), stamp(file)
+    found = known.get(name, before)
     if found is None:
-        known.put(name, stamp, found := content_hash(file))
+        known.put(name, before, found := content_hash(file))
     return found
 
 

@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import zlib
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from otl.config import SettingsError
 from otl.datamodules import files
-from otl.datamodules.files import Part, Remote, content_hash, named
+from otl.datamodules.files import Part, Remote, content_hash, named, stamp
 
 CONTENT = bytes(range(256)) * 10
 
@@ -95,12 +96,35 @@ def test_a_part_of_an_archive_is_a_range_of_its_bytes(tmp_path, packed):
     assert (part.stem, part.suffix, str(part)) == ("b", ".jpg", f"{tmp_path}/a.tar/sub/b.jpg")
 
 
-def test_another_archive_of_the_same_name_has_other_parts(tmp_path):
-    path = tmp_path / "a.tar"
+def test_a_file_whose_time_was_put_back_has_another_stamp(tmp_path, monkeypatch):
+    """The time of its last change of any kind cannot be."""
+    monkeypatch.setattr(files, "tick", lambda _: -1)
+    path = tmp_path / "a"
     path.write_bytes(b"1")
-    before = content_hash(Part(path, "b.jpg", 0, 1))
-    path.write_bytes(b"22")
-    assert content_hash(Part(path, "b.jpg", 0, 1)) != before
+    before, about = stamp(path), path.stat()
+    path.write_bytes(b"2")
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert path.stat().st_mtime_ns == about.st_mtime_ns and stamp(path) != before
+
+
+def test_a_file_that_may_change_again_at_the_same_time_has_no_stamp(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    changed = path.stat().st_ctime_ns
+    tick = files.tick(changed)
+    assert (files.tick(7 * 10**9 + 1), files.tick(7 * 10**9)) == (2e7, 2e9)  # a disk that counts whole seconds
+    for passed, known in ((0, False), (tick, False), (tick + 1, True), (-1, False)):
+        monkeypatch.setattr(files.time, "time_ns", lambda now=changed + passed: now)
+        assert bool(stamp(path)) == known
+
+
+def test_another_file_in_its_place_has_another_stamp(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "tick", lambda _: -1)
+    numbers = set()
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"1")
+        numbers.add(stamp(tmp_path / name).rsplit(" ")[-1])
+    assert len(numbers) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,13 @@ def test_what_was_found_is_there_at_the_next_start(tmp_path):
     assert again.get("a.jpg", "v2") is None and again.get("b.jpg", "v1") is None
 
 
+def test_what_has_no_stamp_is_not_kept(tmp_path):
+    index = Index(tmp_path, "p")
+    index.put("a", "", 1)
+    index.flush()
+    assert index.get("a", "") is None and not index.path.exists()
+
+
 @pytest.mark.parametrize("other", [("s3://others",), ("s3://photos", 200.0)])
 def test_another_place_or_option_has_an_index_of_its_own(tmp_path, other):
     index = Index(tmp_path, "s3://photos")

@@ -14,7 +14,7 @@ SAMPLES = [
     Sample(Path("photos/a.png"), Size(3, 4), ["one", "two"]),
     Sample(Remote("s3://bucket/b.png", 7, "x"), Size(5, 6), [""], concept="cat", weight=0.5, caption_missing=True),
     Sample(Part(Path("c.tar"), "sub/c.png", 512, 99), Size(7, 8), ["three"], validation=True, mask=Path("m.png")),
-    Sample(Cell(TABLE, "image", 1, 2, 3, "d.png"), Size(9, 10), ["four"], concept="cat", prior=True, bytes=12),
+    Sample(Cell(TABLE, "image", 1, 2, 3, "d.png", "ab"), Size(9, 10), ["four"], concept="cat", prior=True, bytes=12),
 ]
 
 

@@ -1,5 +1,6 @@
 """Where weights come from, and what is said when they are not there."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from otl.config import SettingsError
+from otl.datamodules import files
 from otl.datamodules.index import Index
 from otl.formats.original import config_folder, sgm_unet_names
 from otl.methods.finetune import Finetune
@@ -222,14 +224,17 @@ def test_a_file_with_other_input_channels_than_the_settings_describe_is_refused(
         StableDiffusion(str(tmp_path / "m.safetensors"), config=config).configure_model()
 
 
-def test_a_checkpoint_that_has_not_changed_is_not_read_again_to_know_it(tmp_path):
+def test_a_checkpoint_that_has_not_changed_is_not_read_again_to_know_it(tmp_path, monkeypatch):
+    """Of one that has, the time may say that it has not."""
+    monkeypatch.setattr(files, "tick", lambda _: -1)  # whatever is there is old enough to be known
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"one")
     family, changed = StableDiffusion(str(file)), os.stat(file).st_mtime_ns
     first = loading.identity(family, Index(tmp_path, "weights"))
     assert first == loading.identity(family)
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        assert loading.identity(family, Index(tmp_path, "weights")) == first
     file.write_bytes(b"two")
-    os.utime(file, ns=(changed, changed))  # as if it had not
-    assert loading.identity(family, Index(tmp_path, "weights")) == first
-    os.utime(file, ns=(changed, changed + 1))
+    os.utime(file, ns=(changed, changed))
     assert loading.identity(family, Index(tmp_path, "weights")) == loading.identity(family) != first

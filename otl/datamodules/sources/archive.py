@@ -8,13 +8,13 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from otl.datamodules import headers
-from otl.datamodules.files import Part, Remote, inflate, place
+from otl.datamodules.files import Part, Remote, hash_of, inflate, stamp
 from otl.datamodules.headers import Header
 from otl.datamodules.index import Index
 from otl.datamodules.sources.folder import as_bytes, as_text
@@ -35,6 +35,7 @@ class Member:
     start: int  # bytes
     bytes: int  # as they lie there
     unpacked: int | None = None  # bytes that it says it has where it is deflated; None: it is not
+    content: str = ""  # `hash_of` it, of images and masks that can be read
 
     @property
     def size(self) -> int:
@@ -76,10 +77,11 @@ def items(file: Path | Remote, index: Index, examine: Callable[[IO[bytes]], Head
         examine: an open image -> its header.
         inside: folder of the archive; the others are left out.
     """
-    known = index.get(str(file), place(file))
+    name, before = str(file), stamp(file)
+    known = index.get(name, before)
     if known is None:
         archive = gone_through(file, examine)
-        index.put(str(file), place(file), as_json(archive))
+        index.put(name, before, as_json(archive))
     else:
         archive = from_json(known)
     found = [
@@ -91,7 +93,7 @@ def items(file: Path | Remote, index: Index, examine: Callable[[IO[bytes]], Head
 
 
 def _part(file: Path | Remote, member: Member) -> Part:
-    return Part(file, member.name, member.start, member.bytes, member.unpacked)
+    return Part(file, *astuple(member))
 
 
 def _mask(file: Path | Remote, image: Member, archive: Archive) -> Part | None:
@@ -105,7 +107,8 @@ def gone_through(file: Path | Remote, examine: Callable[[IO[bytes]], Header]) ->
     with file.open("rb", buffering=AHEAD if isinstance(file, Remote) else -1) as opened:
         size = opened.seek(0, io.SEEK_END)
         try:
-            for member, content in _members(opened, size, zipped=file.suffix.lower() == ".zip"):
+            for bare, content in _members(opened, size, zipped=file.suffix.lower() == ".zip"):
+                member = replace(bare, content=hash_of(content)) if isinstance(content, bytes) else bare
                 if is_picture(member.name):
                     header = LINK if content is None else content
                     images.append((member, header if isinstance(header, Header) else examine(io.BytesIO(header))))
@@ -119,11 +122,11 @@ def gone_through(file: Path | Remote, examine: Callable[[IO[bytes]], Header]) ->
 
 
 def _members(file: IO[bytes], size: int, *, zipped: bool) -> Iterator[tuple[Member, bytes | Header | None]]:
-    """The files of an archive that may be needed, with their content or what is wrong; None: of a link or a mask."""
+    """The files of an archive that may be needed, with their content or what is wrong; None: of a link."""
     for member, read in _of_zip(file) if zipped else _of_tar(file, size):
         hidden = any(part.startswith(".") for part in member.name.split("/"))
         if not hidden and (is_picture(member.name) or is_mask(member.name) or member.size <= SMALL):
-            yield member, None if is_mask(member.name) else read()
+            yield member, read()
 
 
 def _of_tar(file: IO[bytes], size: int) -> Iterator[tuple[Member, Callable[[], bytes | None]]]:
@@ -181,5 +184,5 @@ def as_json(archive: Archive) -> dict[str, Any]:
 
 
 def from_json(known: dict[str, Any]) -> Archive:
-    images = [(Member(*row[:4]), headers.from_json(row[4:])) for row in known["images"]]
+    images = [(Member(*row[:5]), headers.from_json(row[5:])) for row in known["images"]]
     return Archive(images, {row[0]: Member(*row) for row in known["masks"]}, known["texts"], known["flaw"])

@@ -119,10 +119,10 @@ class Text:
     def open(self, mode: str) -> IO[bytes]:
         if self.file is None:
             raise FileNotFoundError(self.name)
-        kept = self.index.get(str(self.file), self.file.stamp)
+        kept = self.index.get(str(self.file), self.file.identity())
         if kept is None:
             kept = as_text(self.file.read_bytes())
-            self.index.put(str(self.file), self.file.stamp, kept)
+            self.index.put(str(self.file), self.file.identity(), kept)
         return io.BytesIO(as_bytes(kept))
 
 

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from otl.config import SettingsError
 from otl.datamodules import headers
-from otl.datamodules.files import Named, Remote, named, place
+from otl.datamodules.files import Named, Remote, hash_of, named, place, stamp
 from otl.datamodules.headers import Header
 from otl.datamodules.index import Index
 from otl.datamodules.sources.columns import Columns, Kind
@@ -67,6 +67,7 @@ class Cell(Named):
     row: int  # in its group
     number: int  # row in the table
     called: str  # the path that the table has for it; empty: none
+    content: str  # `hash_of` what it holds, from when the table was gone through
 
     @property
     def name(self) -> str:
@@ -76,7 +77,7 @@ class Cell(Named):
         return f"{self.table}, row {self.number}" + (f" ({self.called})" if self.called else "")
 
     def identity(self) -> str:
-        return f"{place(self.table)} {self.column} {self.number}"
+        return self.content
 
     def read_bytes(self) -> bytes:
         if self.table.suffix == ".arrow":
@@ -109,30 +110,31 @@ def items(
         index: what is known of it already.
         examine: an open image -> its header.
     """
-    key = f"{file} {columns}"
-    known = index.get(key, place(file))
+    key, before = f"{file} {columns}", stamp(file)
+    known = index.get(key, before)
     if known is None:
         known = [_examined(*row, examine) for row in _rows(file, columns)]
-        index.put(key, place(file), known)
+        index.put(key, before, known)
     found, largest = [], dict.fromkeys((row[0] for row in known), 0)
     for number, (group, row, called, texts, masked, *rest) in enumerate(known):
-        mask = _mask(file, masked, Cell(file, columns.mask or "", group, row, number, columns.mask or ""))
+        of_mask = masked[0] if isinstance(masked, list) else ""
+        mask = _mask(file, masked, Cell(file, columns.mask or "", group, row, number, columns.mask or "", of_mask))
         if not rest:
             found.append(Item(named(called, file), called, given=tuple(texts), mask=mask))
             continue
-        header = headers.from_json(rest)
+        content, header = rest[0], headers.from_json(rest[1:])
         largest[group] += header.bytes
-        cell = Cell(file, columns.image, group, row, number, public(called))
+        cell = Cell(file, columns.image, group, row, number, public(called), content)
         key = f"{file.name}/{number:09d}/{cell.name}"
         found.append(Item(cell, key, header=header, given=tuple(texts), mask=mask))
     return found, max(largest.values(), default=0)
 
 
-def _mask(file: Path | Remote, masked: str | bool, cell: Cell) -> Path | Remote | Cell | None:
+def _mask(file: Path | Remote, masked: str | list[str] | None, cell: Cell) -> Path | Remote | Cell | None:
     """The mask of a row.
 
     Args:
-        masked: its path or URL; or whether the row has its bytes, which are in `cell`.
+        masked: its path or URL; or a list with the hash of its bytes, which are in `cell`.
     """
     if isinstance(masked, str):
         return named(masked, file) if masked else None
@@ -144,10 +146,11 @@ def _examined(
 ) -> list[Any]:
     """One row as the index keeps it; without a header where the table has the path of its image alone."""
     called, content = (value.get("path") if isinstance(value, dict) else None) or "", bytes_of(value)
-    kept = [group, row, called, texts, mask if isinstance(mask, str) else bool(bytes_of(mask))]
+    inside = None if isinstance(mask, str) else bytes_of(mask)
+    kept = [group, row, called, texts, mask if isinstance(mask, str) else [hash_of(inside)] if inside else None]
     if called and not content:
         return kept
-    return [*kept, *headers.as_json(examine(io.BytesIO(content or b"")))]
+    return [*kept, hash_of(content or b""), *headers.as_json(examine(io.BytesIO(content or b"")))]
 
 
 def bytes_of(value: Any) -> bytes | None:

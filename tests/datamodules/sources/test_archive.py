@@ -7,7 +7,7 @@ import pytest
 
 from otl.config import Inpaint
 from otl.datamodules import files, images
-from otl.datamodules.files import Part
+from otl.datamodules.files import Part, content_hash, hash_of
 from tests.datamodules.sources.conftest import NAMES, contents, memory, png, tar
 
 
@@ -56,6 +56,21 @@ def test_a_changed_archive_is_gone_through_again(tmp_path, searched):
     assert [sample.captions for sample in searched(tmp_path / "a.tar")[0]] == [["new"]]
 
 
+def test_an_image_is_known_by_what_it_holds_wherever_its_archive_lies(tmp_path, searched):
+    """So that the cache has it already, and a repeated run finds it the same; of a changed archive the others too."""
+    for name, content in contents().items():
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(content)
+    packed = tar(tmp_path / "a.tar").read_bytes()
+    places = [tmp_path / "folder", tmp_path / "a.tar", zipped(tmp_path / "b.zip", contents())]
+    places.append(memory("known", {"0.tar": packed}))
+    hashes = [[content_hash(sample.path) for sample in searched(place)[0]] for place in places]
+    assert len(set(hashes[0])) == 3 and hashes == [hashes[0]] * 4
+    tar(tmp_path / "a.tar", contents() | {"b.png": png(9)})
+    changed = [content_hash(sample.path) for sample in searched(tmp_path / "a.tar")[0]]
+    assert [one == other for one, other in zip(changed, hashes[0])] == [True, False, True]
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_masks_lie_beside_their_images(tmp_path, searched, elsewhere):
     files = contents() | {"sub/c-masklabel.png": png(255), "a-masklabel.webp": png(0, h=64)}
@@ -68,6 +83,7 @@ def test_masks_lie_beside_their_images(tmp_path, searched, elsewhere):
             "sub/c-masklabel.png",
         ]
         assert images.grey(samples[2].mask).getpixel((0, 0)) == 76  # of (255, 0, 0)
+        assert content_hash(samples[2].mask) == hash_of(png(255))
         (problem,) = problems
         assert "a-masklabel.webp: 64x64 (height x width) does not have the shape of a.png, 48x64" in problem.details[0]
     samples, (problem,) = searched(place)

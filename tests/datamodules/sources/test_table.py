@@ -6,6 +6,7 @@ import pytest
 
 from otl.config import Inpaint, SettingsError
 from otl.datamodules import images
+from otl.datamodules.files import content_hash, hash_of
 from otl.datamodules.scan import scan
 from otl.datamodules.sources import table
 from tests.datamodules.fakes import CountingEncoder, data, module
@@ -43,6 +44,7 @@ def test_images_and_captions_are_in_the_rows(place, searched):
         assert [images.load(sample.path, "white").getpixel((0, 0)) for sample in samples] == [
             (n, 0, 0) for n in range(5)
         ]
+        assert [content_hash(sample.path) for sample in samples] == [hash_of(png(n)) for n in range(5)]
         assert {sample.size for sample in samples} == {(48, 64)} and problems == []
 
 
@@ -62,6 +64,7 @@ def test_masks_are_in_a_column_too(tmp_path, searched, column):
             continue
         assert masks[0] is None and str(masks[2]) == f"{place}, row 2 (mask)" and problems == []
         assert [images.grey(mask).getpixel((0, 0)) for mask in masks[1:]] == [76, 76]  # of (255, 0, 0)
+        assert {content_hash(mask) for mask in masks[1:]} == {hash_of(png(255))}
 
 
 def test_a_row_is_named_with_its_number_and_path(tmp_path, searched):
