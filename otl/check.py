@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from otl import conflicts
 from otl.augmentation import without_effect
+from otl.choices import not_chosen
 from otl.config import Problem, SettingsError
 from otl.method_conflicts import of_method
 from otl.objective_conflicts import of_objective
@@ -20,11 +21,12 @@ from otl.signatures import Signature, Type, Unknown, describe, fits, signature
 from otl.sources import NoSuchName
 from otl.training_conflicts import of_training
 from otl.trust import refused, secrets
-from otl.wording import as_number, joined, meant, nearest, show
+from otl.wording import as_number, as_whole, joined, meant, nearest, show
 
 CALLED = ("task", "model", "method", "optimizer", "scheduler", "trainer", "logger")
 OF_TASK = {"captioner": "caption", "masker": "mask"}  # groups that only one task has
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+UNNAMED = ("_partial_", "_args_")  # of these: what would not be a call of which every argument is known
 
 SUPPLIED = {  # by group: the arguments that tasks/train.py and the modules give themselves
     "optimizer": {"params"},
@@ -52,9 +54,13 @@ def require(cfg: DictConfig) -> None:
     Raises:
         SettingsError: lists every problem.
     """
-    problems = [problem for problem in check(cfg) if problem.fatal]
-    if problems:
-        raise SettingsError(report(problems))
+    require_all(check(cfg))
+
+
+def require_all(problems: Sequence[Problem]) -> None:
+    """Raises SettingsError: lists every problem that is fatal."""
+    if fatal := [problem for problem in problems if problem.fatal]:
+        raise SettingsError(report(fatal))
 
 
 def report(problems: Sequence[Problem]) -> str:
@@ -68,7 +74,7 @@ def report(problems: Sequence[Problem]) -> str:
 
 def check(cfg: DictConfig) -> list[Problem]:
     """All that is wrong with composed settings, as far as it can be told without torch."""
-    problems = list(_unknown_fields(cfg, ""))
+    problems = list(_untyped(cfg, ""))
     settings = {name: group for name, group in _plain(cfg, "", problems).items() if group is not Unknown}
     for key, node in _dicts(settings, ""):
         if "_target_" in node:
@@ -89,14 +95,19 @@ def check(cfg: DictConfig) -> list[Problem]:
             name, value = next(iter(settings[group].items()))
             problems.append(Problem(f"{group}.{name}", f"{show(value)} would have no effect: it needs task={task}"))
     problems += secrets(settings)
-    known = {problem.key for problem in problems}
+    problems += _unless_known([*out_of_range(settings), *not_chosen(settings)], problems)
     data = settings.get("data") or {}
-    found = [*out_of_range(settings), *of_objective(settings), *without_effect(data), *of_places(settings)]
-    found += [*conflicts.of_data(data), *of_training(settings)]
-    problems += [problem for problem in found if problem.key not in known]
+    found = [*of_objective(settings), *without_effect(data), *of_places(settings)]
+    problems += _unless_known([*found, *conflicts.of_data(data), *of_training(settings)], problems)
     if not any(problem.key.startswith(("method", "model")) for problem in problems):  # else they have no types to trust
         problems += of_method(settings)
     return problems
+
+
+def _unless_known(found: list[Problem], problems: list[Problem]) -> list[Problem]:
+    """Those of settings of which nothing is said yet: one mistake, one message."""
+    known = {problem.key for problem in problems}
+    return [problem for problem in found if problem.key not in known]
 
 
 def _plain(node: DictConfig | ListConfig, prefix: str, problems: list[Problem]) -> Any:
@@ -137,8 +148,8 @@ def _dicts(node: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _dicts(value, f"{prefix}[{index}]")
 
 
-def _unknown_fields(node: DictConfig, prefix: str) -> Iterator[Problem]:
-    """Keys that `++` forced into the typed settings."""
+def _untyped(node: DictConfig, prefix: str) -> Iterator[Problem]:
+    """Keys that `++` forced into the typed settings, and lists in lists of texts."""
     kind = OmegaConf.get_type(node)
     known = [one.name for one in fields(kind)] if is_dataclass(kind) else None
     for key in node:
@@ -148,8 +159,17 @@ def _unknown_fields(node: DictConfig, prefix: str) -> Iterator[Problem]:
             hint = "; did you mean " + f"{prefix}.{hint}".lstrip(".") + "?" if hint else ""
             given = f"there is no such setting (given: {show(_raw(node, key))}){hint}"
             yield Problem(full, given, details=[f"accepted in {prefix or 'the settings'}: {', '.join(known)}"])
-        elif isinstance(child := node._get_node(key), DictConfig) and not (child._is_none() or child._is_missing()):
-            yield from _unknown_fields(child, full)
+        elif isinstance(child := node._get_node(key), ListConfig) and _holds_lists(child):
+            yield Problem(full, f"{show(_raw(node, key))} is not accepted: must be a list of texts")
+        elif isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):
+            yield from _untyped(child, full)
+
+
+def _holds_lists(node: ListConfig) -> bool:
+    """Whether a list of texts has something else in it, which OmegaConf would take."""
+    if node._is_none() or node._is_missing():
+        return False
+    return node._metadata.element_type is str and any(isinstance(each, DictConfig | ListConfig) for each in node)
 
 
 def _raw(node: DictConfig, key: Any) -> Any:
@@ -164,6 +184,11 @@ def _check_call(key: str, node: dict[str, Any]) -> list[Problem]:
         return [] if target is Unknown else [Problem(f"{key}._target_", f"{target!r} is not a dotted name")]
     if refusal := refused(key, target):
         return [refusal]
+    if odd := [name for name in UNNAMED if node.get(name)]:
+        message = (
+            f"{show(node[odd[0]])} has no place here: what is called is called whole, with arguments by their names"
+        )
+        return [Problem(f"{key}.{odd[0]}", message)]
     try:
         accepted = signature(target)
     except NoSuchName as error:
@@ -188,8 +213,6 @@ def _check_arguments(key: str, node: dict[str, Any], target: str, accepted: Sign
             problems += [] if full in OWN_MEANING else _check_type(full, value, accepted.parameters[name].types)
         elif not (accepted.open and group in OPEN and not nearest(name, names, 0.8)):
             problems.append(_unknown(full, value, target, names))
-    if "_args_" in node or node.get("_partial_"):
-        return problems
     missing = [name for name in names if accepted.parameters[name].required and name not in given]
     return problems + [Problem(f"{key}.{name}", f"must be given: {target} needs it") for name in missing]
 
@@ -223,4 +246,5 @@ def _check_type(key: str, value: Any, types: tuple[Type, ...]) -> list[Problem]:
         if number is not None:
             return [Problem(key, f"{value!r} is text in YAML: write {number}")]
     choices = [choice for one in types for choice in one.choices]
-    return [Problem(key, f"{show(value)} is not accepted: must be {describe(types)}{meant(value, choices)}")]
+    whole = as_whole(value) if Type("int") in types else ""
+    return [Problem(key, f"{show(value)} is not accepted: must be {describe(types)}{meant(value, choices) or whole}")]

@@ -26,10 +26,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from otl import outcomes
-from otl.check import report, require
+from otl.check import check, report, require, require_all
 from otl.config import RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import COMPOSING, compose_settings, explain, explain_flags
 from otl.outcomes import Outcome
+from otl.overrides import misread
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
 from otl.sweeps import groups_in, jobs, parted, queued
@@ -185,7 +186,7 @@ def _nested(names: Sequence[Sequence[str]], values: Sequence[str]) -> dict[str, 
 
 def _braced(node: dict[str, Any] | str) -> str:
     """As Hydra writes a mapping."""
-    return node if isinstance(node, str) else f"{{{', '.join(f'{key}: {_braced(node[key])}' for key in node)}}}"
+    return node or '""' if isinstance(node, str) else f"{{{', '.join(f'{key}: {_braced(node[key])}' for key in node)}}}"
 
 
 def config_path(arguments: Sequence[str]) -> str:
@@ -211,7 +212,7 @@ def check_line(arguments: Sequence[str]) -> None:
     known = list(jobs(line.overrides, groups_in(line.config_dir, folder))) if line.multirun else [line.overrides]
     for overrides in known:
         settings, hydra_settings = composed(overrides, **where)
-        require(settings)
+        require_all([*misread(overrides, settings), *check(settings)])
         require_harmless(hydra_settings)
     if not known:  # Hydra writes the line and its own settings down before the sweeper knows the jobs
         same, swept = parted(line.overrides)

@@ -25,7 +25,7 @@ from otl.config import Concept, Problem, conf_dir
 from otl.registry import plugin_conf_dirs
 from otl.signatures import signature
 from otl.sources import NoSuchName
-from otl.wording import joined, meant, nearest, show
+from otl.wording import as_whole, joined, meant, nearest, show
 
 CONCEPT = re.compile(r"(data\.concepts\.[^.]+)\.([\w.]+)")
 CONCEPT_ITSELF = re.compile(r"data\.concepts\.[^.]+")
@@ -93,7 +93,8 @@ def _explain_override(text: str, accepted: list[str], name: str, extra: str | No
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
         reason = " ".join(str(error).split("\n")[0].split())
-        yield Problem(text, f"a setting is written name=value, in quotes where it has special characters ({reason})")
+        typed = text.removeprefix("++")  # which OTL itself may have put there
+        yield Problem(typed, f"a setting is written name=value, in quotes where it has special characters ({reason})")
         return
     if override.is_sweep_override() and not sweeps:
         key, value = override.key_or_group, text.partition("=")[2]
@@ -134,11 +135,16 @@ def _reason(error: Exception, override: Override, accepted: list[str], name: str
     node = _node(settings, key)
     if isinstance(cause, ConfigKeyError | AttributeError) or node is None:
         return _unknown_key(key, value, settings, cause)
+    if override.is_add() and not override.is_force_add():
+        return Problem(key, f"+{key} adds a setting that is not there yet, and this one is: leave the + out")
+    if override.is_delete():
+        return Problem(key, "cannot be taken away, because OTL reads it: leave it out, or give it another value")
     expected = _expected(node)
     if expected:
         choices = expected if isinstance(expected, list) else []
         accepts = ", ".join(choices) if choices else expected
-        return Problem(key, f"{value} is not accepted: must be {accepts}{meant(value, choices)}")
+        hint = meant(value, choices) or (as_whole(override.value()) if isinstance(node, IntegerNode) else "")
+        return Problem(key, f"{value} is not accepted: must be {accepts}{hint}")
     return Problem(key, f"{value} is not accepted: {str(cause).splitlines()[0]}")
 
 

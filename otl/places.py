@@ -13,12 +13,27 @@ from typing import Any
 
 from otl.config import ARCHIVES, MANIFESTS, TABLES, Problem, assets_dir
 from otl.signatures import Unknown
-from otl.urls import hub_hint, is_url, unreadable
-from otl.wording import counted, meant, show
+from otl.urls import hub_hint, is_place, is_url, looks_like_path, unreadable
+from otl.wording import counted, flat, meant, show
 
 DATA_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "plan", "cache", "caption", "mask", "rank")}
+LOADING_TASKS = {f"otl.tasks.{name}.{name}" for name in ("train", "cache", "rank", "caption", "mask")}
 CACHE = "otl.tasks.cache.cache"
-REPEAT = "otl.tasks.repeat.repeat"
+NAMED = {  # what names a file, a folder or a place on the hub: nothing is none of these
+    "model.checkpoint": "a hub name, a folder or a .safetensors file",
+    "model.config": "a folder of otl/assets/configs, or null",
+    "model.effnet": "a file, a folder or a hub name",
+    "model.decoder": "a hub name or a folder, or null",
+    "model.text_encoder": "a hub name or a folder",
+    "method.from_file": "a file, or null",
+    "method.targets": "a preset, or a list of patterns",
+    "captioner.checkpoint": "a hub name or a folder",
+    "masker.checkpoint": "a file, a folder or a hub name",
+    "data.cache_dir": "a folder",
+    "output.name": "a file name without suffix",
+    "resume": "a checkpoint, auto or null",
+}
+CAPTION, MASK, REPEAT = (f"otl.tasks.{name}.{name}" for name in ("caption", "mask", "repeat"))
 SOCKET = len("/pymp-12345678/listener-12345678")  # what multiprocessing calls one
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes; torch's loader would wait for ever beyond it
 
@@ -44,17 +59,21 @@ def of_places(settings: dict[str, Any]) -> Iterator[Problem]:
     for key, path in places.items():
         if isinstance(path, str) and path:
             yield from _check_source(key, path)
+        elif path == "" and key != "data.path":
+            yield Problem(key, "nothing is given: give a folder of images, or a file that holds or lists some")
     for key, group in {"data": data, **{f"data.concepts.{name}": each for name, each in concepts.items()}}.items():
-        if isinstance(group.get("mask_folder"), str) and task != "otl.tasks.mask.mask":  # which makes it
+        if isinstance(group.get("mask_folder"), str) and task != MASK:  # which makes it
             yield from _check_folder(f"{key}.mask_folder", group["mask_folder"])
     yield from _check_temporary(data.get("workers"))
     yield from _check_canvases(settings.get("sample") or {})
+    yield from _check_named(settings)
+    yield from _check_weights(settings, task)
     yield from _check_config(settings.get("model") or {})
     name = (settings.get("output") or {}).get("name")
-    if isinstance(name, str) and (Path(name).name != name or name.startswith(".")):
+    if isinstance(name, str) and name and (Path(name).name != name or name.startswith(".")):
         yield Problem("output.name", f"{name!r} is no plain file name: results stay in the run's folder, hydra.run.dir")
     resume = settings.get("resume")
-    if isinstance(resume, str) and resume != "auto" and not Path(resume).expanduser().exists():
+    if isinstance(resume, str) and resume not in ("", "auto") and not Path(resume).expanduser().exists():
         yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
     yield from _check_manifest(settings.get("manifest"), repeats=task == REPEAT)
 
@@ -84,11 +103,36 @@ def _check_canvases(sample: dict[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"sample.{key}", f"{path}: there is no such file")
 
 
+def _check_named(settings: dict[str, Any]) -> Iterator[Problem]:
+    """Names that are empty, which would mean the folder that the command was typed in, or everything."""
+    given = flat(settings)
+    for key, accepted in NAMED.items():
+        if given.get(key) == "":
+            yield Problem(key, f"nothing is given: give {accepted}")
+
+
+def _check_weights(settings: dict[str, Any], task: Any) -> Iterator[Problem]:
+    """Weights that are to lie on a disk, and do not."""
+    model, tool = settings.get("model") or {}, "captioner" if task == CAPTION else "masker"
+    asked = {f"{tool}.checkpoint": (settings.get(tool) or {}).get("checkpoint")}
+    if str(model.get("_target_")).startswith("otl.") and task not in (CAPTION, MASK):
+        asked = {f"model.{name}": model.get(name) for name in ("checkpoint", "decoder", "effnet", "text_encoder")}
+    for key, source in asked.items() if task in LOADING_TASKS else ():
+        if not isinstance(source, str) or not source:
+            continue
+        local = looks_like_path(source) if key == "model.checkpoint" else is_place(source) or source.endswith(".onnx")
+        path = Path(source).expanduser()
+        if local and not path.exists():
+            there = [each.name for each in path.absolute().parent.glob("*")]
+            message = f"{source} does not exist (looked for {path.absolute()}){meant(path.name, there)}"
+            yield Problem(key, f"{message}; give {NAMED[key]}" if not meant(path.name, there) else message)
+
+
 def _check_config(model: dict[str, Any]) -> Iterator[Problem]:
     """The description of a checkpoint's networks, which ships with OTL."""
     config, own = model.get("config"), str(model.get("_target_")).startswith("otl.")
     folder = assets_dir() / "configs"
-    if own and isinstance(config, str) and not (folder / config).is_dir():
+    if own and isinstance(config, str) and config and not (folder / config).is_dir():
         there = sorted(path.name for path in folder.iterdir())
         yield Problem("model.config", f"{config} is none of {', '.join(there)}{meant(config, there)}")
 

@@ -1,4 +1,4 @@
-"""The numbers and choices that settings take."""
+"""The numbers that settings take."""
 
 from __future__ import annotations
 
@@ -11,30 +11,10 @@ from typing import Any
 from otl.config import Problem
 from otl.epochs import ACCEPTED, is_stop
 from otl.signatures import Unknown
-from otl.wording import as_number, meant, show
+from otl.wording import as_number, as_whole, show
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", "fp32", "fp16", 32, 16)
-STRATEGIES = (  # Lightning's names; others, such as ModelParallelStrategy, are given by trainer.strategy._target_
-    "auto",
-    *("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"),
-    *(
-        f"{kind}_find_unused_parameters_{each}"
-        for kind in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
-        for each in ("true", "false")
-    ),
-    *("fsdp", "fsdp_cpu_offload", "deepspeed", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload"),
-    *("deepspeed_stage_3", "deepspeed_stage_3_offload", "deepspeed_stage_3_offload_nvme"),
-    *("single_device", "single_xla", "xla_debug", "xla", "single_tpu"),
-)
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "output.dtype": ("fp32", "fp16", "bf16"),
-    "trainer.precision": PRECISIONS,
-    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
-    "trainer.strategy": (None, *STRATEGIES),
-    "trainer.profiler": (None, "simple", "advanced", "pytorch", "xla"),
-    "trainer.gradient_clip_algorithm": (None, "norm", "value"),
-}
-WORDED = {"trainer.devices": "at least 1; auto or -1: all; a list: numbers of GPUs from 0"}  # ranges that need words
+LARGEST_SEED = 2**32 - 1  # of numpy
+LARGEST_OF_TORCH = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +27,9 @@ class Range:
     low_excluded: bool = False
     high_excluded: bool = False
     or_epochs: bool = False  # whether `3 epochs` is accepted too
-    whole: bool = False  # where the type does not say so
+    whole: bool = False  # no fraction, where the type does not say so
+    or_share: bool = False  # whether a share below 1 is accepted beside whole numbers
+    single: bool = False  # neither a list nor null, where the type does not say so
     also: int | None = None  # one more that is accepted, and means something else
 
     def accepts(self, value: float) -> bool:
@@ -55,27 +37,34 @@ class Range:
             return True
         if not math.isfinite(value):
             return False
-        if self.whole and value % 1 != 0:
+        if self.whole and not isinstance(value, int):
+            return False
+        if self.or_share and value > 1 and value % 1 != 0:
             return False
         above = value > self.low if self.low_excluded else value >= self.low
         below = value < self.high if self.high_excluded else value <= self.high
         return above and below and (self.multiple == 1 or value % self.multiple == 0)
 
     def __str__(self) -> str:
-        text = "a whole number, " if self.whole else ""
-        text += f"above {self.low:g}" if self.low_excluded else f"at least {self.low:g}"
+        text = "a whole number, " if self.whole else "a share below 1 or a whole number, " if self.or_share else ""
+        text += f"{'above' if self.low_excluded else 'at least'} {_written(self.low)}"
         if self.high != float("inf"):
-            text += f" and {'below' if self.high_excluded else 'at most'} {self.high:g}"
+            text += f" and {'below' if self.high_excluded else 'at most'} {_written(self.high)}"
         text += f", a multiple of {self.multiple}" if self.multiple > 1 else ""
         text += ", or whole epochs: 1 epoch, 3 epochs" if self.or_epochs else ""
         return text if self.also is None else f"{text}, or {self.also}"
 
 
+def _written(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
 SHARE = Range(0, 1)
 COUNT = Range(1)
 POSITIVE = Range(0, low_excluded=True)
-STOP = replace(POSITIVE, or_epochs=True)
-PIXELS = Range(64, multiple=8)
+STOP = replace(POSITIVE, or_epochs=True, or_share=True)
+PIXELS = Range(64, multiple=8, whole=True)
+BATCHES = Range(0, or_share=True)
 TURN, HALF_TURN = Range(-180, 180), Range(0, 180)
 AUGMENT = {
     **dict.fromkeys(("flip", "crop_jitter", "resize_jitter", "brightness", "contrast", "saturation"), SHARE),
@@ -137,7 +126,7 @@ RANGES = {  # `*` stands for one name
     "inpaint.min_area": SHARE,
     "inpaint.max_area": SHARE,
     "inpaint.fill": Range(-1, 1),
-    "sample.seeds": Range(0),
+    "sample.seeds": Range(0, LARGEST_OF_TORCH),
     "sample.steps": COUNT,
     "sample.guidance": Range(0),
     "sample.batch_size": COUNT,
@@ -158,7 +147,7 @@ RANGES = {  # `*` stands for one name
     "masker.side": COUNT,
     "masker.std": POSITIVE,
     "task.sheet_pages": Range(0),
-    "seed": Range(0),
+    "seed": Range(0, LARGEST_SEED),
     "model.chunks": COUNT,
     "model.clip_skip": Range(0, 10),  # CLIP-L has 12 layers
     "model.native_resolution": PIXELS,
@@ -175,20 +164,24 @@ RANGES = {  # `*` stands for one name
     "method.embeddings.*.vectors": COUNT,
     "method.embeddings.*.lr": Range(0),
     "method.embeddings.*.stop_after": STOP,
-    "optimizer.lr": Range(0),
-    "optimizer.weight_decay": Range(0),
+    "optimizer.lr": Range(0, single=True),
+    "optimizer.weight_decay": Range(0, single=True),
     "optimizer.eps": Range(0),
     "optimizer.betas": Range(0, 1, high_excluded=True),
     "optimizer.d0": POSITIVE,
-    "scheduler.warmup": Range(0),
+    "scheduler.warmup": BATCHES,
     "scheduler.end": Range(0),
-    "trainer.max_steps": COUNT,
+    "trainer.max_steps": Range(1, whole=True),
     "trainer.max_epochs": COUNT,
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.gradient_clip_val": Range(0),
     "trainer.val_check_interval": Range(1, whole=True),
-    **{f"trainer.limit_{name}_batches": Range(0) for name in ("train", "val", "test", "predict")},
-    "trainer.overfit_batches": Range(0),
+    **{f"trainer.limit_{name}_batches": BATCHES for name in ("train", "val", "test", "predict")},
+    "trainer.num_nodes": COUNT,
+    "trainer.check_val_every_n_epoch": COUNT,
+    "trainer.min_epochs": Range(0),
+    "trainer.min_steps": Range(0),
+    "trainer.reload_dataloaders_every_n_epochs": Range(0),
     "task.days": COUNT,
     "callbacks.*.every": COUNT,
     "callbacks.checkpoint.keep": COUNT,
@@ -202,39 +195,28 @@ RANGES = {  # `*` stands for one name
 
 
 def out_of_range(settings: dict[str, Any]) -> Iterator[Problem]:
-    """Numbers, choices, colours and devices that are not accepted."""
+    """Numbers that are not accepted."""
     leaves = dict(_leaves(settings, ""))
     for pattern, accepted in RANGES.items():
         expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
         for key, value in leaves.items():
             if expression.fullmatch(key):
-                for full, number in _each(key, value):
+                for full, number in [(key, value)] if accepted.single else _each(key, value):
                     yield from _check_number(full, number, accepted)
-    for key, choices in CHOICES.items():
-        if key in leaves and leaves[key] is not Unknown and leaves[key] not in choices:
-            names = list(dict.fromkeys(map(show, choices)))
-            message = f"{show(leaves[key])} is not accepted: must be {', '.join(names)}{meant(leaves[key], names)}"
-            yield Problem(key, message)
-    yield from _check_colours(settings)
-    yield from _check_masker(settings.get("masker") or {})
-    trainer = settings.get("trainer") or {}
-    yield from _check_devices(trainer.get("devices", 1))
-    yield from _check_duration(trainer.get("max_time"))
 
 
 def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         full = f"{prefix}.{key}".lstrip(".")
+        yield full, value
         if isinstance(value, dict):
             yield from _leaves(value, full)
-        else:
-            yield full, value
 
 
 def _each(key: str, value: Any) -> list[tuple[str, Any]]:
-    """A value, or those of a list, each with its name; none for null."""
+    """A value, or those of a list, each with its name; null is none."""
     if isinstance(value, list):
-        return [(f"{key}[{index}]", each) for index, each in enumerate(value)]
+        return [(f"{key}[{index}]", each) for index, each in enumerate(value) if each is not None]
     return [] if value is None else [(key, value)]
 
 
@@ -246,51 +228,6 @@ def _check_number(key: str, value: Any, accepted: Range) -> list[Problem]:
         if number is not None:
             return [Problem(key, f"{value!r} is text in YAML: write {number!r}")]
         return [Problem(key, f"{show(value)} is not {ACCEPTED if accepted.or_epochs else 'a number'}")]
-    return [] if accepted.accepts(value) else [Problem(key, f"{value} is not accepted: must be {accepted}")]
-
-
-def _check_colours(settings: dict[str, Any]) -> Iterator[Problem]:
-    """The one under transparent pixels, and those that become masks."""
-    given = {"data.background": (settings.get("data") or {}).get("background", "white")}
-    given |= _each("masker.colours", (settings.get("masker") or {}).get("colours"))
-    for key, colour in given.items():
-        if colour in {"white", "black"} or colour is Unknown:
-            continue
-        from PIL import ImageColor  # only here: the usual colours need no import
-
-        try:
-            ImageColor.getrgb(colour)
-        except ValueError:
-            hint = meant(colour, list(ImageColor.colormap))
-            yield Problem(key, f"{colour} is no colour: give a name such as white, or #rrggbb{hint}")
-
-
-def _check_masker(masker: dict[str, Any]) -> Iterator[Problem]:
-    """What is to be white, where that is asked for."""
-    for name, such in (("prompts", "[a dog]"), ("colours", "[lime]")):
-        if masker.get(name) == []:
-            yield Problem(f"masker.{name}", f"there are none; name what is to be white, such as 'masker.{name}={such}'")
-
-
-def _check_duration(duration: Any) -> Iterator[Problem]:
-    """As Lightning reads it where it is text."""
-    if isinstance(duration, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", duration.strip()):
-        message = f"{show(duration)} is not accepted: give days, hours, minutes and seconds, such as 00:12:00:00"
-        yield Problem("trainer.max_time", message)
-
-
-def _check_devices(devices: Any) -> Iterator[Problem]:
-    """A number of devices or the numbers of some, as a list or with commas between them."""
-    if devices in (Unknown, None, "auto"):
-        return
-    listed = isinstance(devices, list) or (isinstance(devices, str) and "," in devices)
-    numbers = devices if isinstance(devices, list) else [each for each in str(devices).split(",") if each.strip()]
-    if not numbers or not all(_is_device(each, listed=listed) for each in numbers):
-        yield Problem("trainer.devices", f"{show(devices)} is not accepted: must be {WORDED['trainer.devices']}")
-
-
-def _is_device(number: Any, *, listed: bool) -> bool:
-    """Whether that is a GPU's number where they are listed, or a number of devices."""
-    if isinstance(number, bool) or not re.fullmatch(r"\s*-?\d+\s*", str(number)):
-        return False
-    return int(number) >= 0 if listed else int(number) >= 1 or int(number) == -1
+    if accepted.accepts(value):
+        return []
+    return [Problem(key, f"{value} is not accepted: must be {accepted}{as_whole(value) if accepted.whole else ''}")]

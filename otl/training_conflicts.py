@@ -14,6 +14,23 @@ TRAINING = {f"otl.tasks.{name}.{name}" for name in ("train", "plan")}
 GROUPS = ("task", "trainer", "optimizer", "scheduler", "data", "callbacks", "sample")
 SEEKING = ("Prodigy", "DAdapt")  # optimizers that find their step size themselves: lr is a factor of it
 LARGEST_LR = 0.1  # above it, an optimizer that takes lr as it is diverges
+HOLD_OUT = "no image is held out; set data.validation_share, or a concept of type validation"
+UNFIT = {  # argument of Lightning's Trainer -> the values that change nothing, and what to do instead
+    "fast_dev_run": ((False, 0), "for a short trial set trainer.max_steps=2"),
+    "barebones": ((False,), "what a run records cannot be switched off as a whole; callbacks.NAME=null leaves one out"),
+    "overfit_batches": ((0, 0.0), "the plan would not know of it; give fewer images"),
+    "limit_train_batches": (
+        (None, 1.0),
+        "the plan would not know of it; data.concepts.NAME.samples shows fewer images",
+    ),
+    "limit_test_batches": ((None,), "nothing is tested; data.validation_share holds images out"),
+    "limit_predict_batches": ((None,), "a training predicts nothing"),
+    "reload_dataloaders_every_n_epochs": ((0,), "every epoch has an order of its own as it is"),
+    "sync_batchnorm": ((False,), "no layer that trains takes means over a batch"),
+    "default_root_dir": ((None,), "the run's folder is hydra.run.dir"),
+    "enable_autolog_hparams": ((True,), "all settings are in the run's folder as it is"),
+    "model_registry": ((None,), "files are written into the run's folder"),
+}
 
 
 def of_training(settings: dict[str, Any]) -> Iterator[Problem]:
@@ -25,9 +42,11 @@ def of_training(settings: dict[str, Any]) -> Iterator[Problem]:
     steps = trainer.get("max_steps")
     if isinstance(steps, int) and steps > 0:
         yield from of_warmup(scheduler.get("warmup") or 0, steps)
+    yield from of_trainer(trainer, callbacks)
     if not holds_out(data):
         best = _group(callbacks, "checkpoint").get("best")
         yield from without_validation(trainer.get("val_check_interval"), best=best)
+        yield from without_validation_in(trainer)
     yield from of_pictures(sample)
 
 
@@ -35,6 +54,26 @@ def _group(settings: dict[str, Any], name: str) -> dict[str, Any]:
     """One group of settings; nothing where it is switched off, left out or of a wrong type."""
     found = settings.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def of_trainer(trainer: dict[str, Any], callbacks: dict[str, Any]) -> Iterator[Problem]:
+    """What Lightning would do, and a run of OTL cannot or does not."""
+    for name, (idle, instead) in UNFIT.items():
+        value = trainer.get(name, idle[0])
+        if value is not Unknown and not any(value == each and type(value) is type(each) for each in idle):
+            yield Problem(f"trainer.{name}", f"{show(value)} has no place in a run of OTL: {instead}")
+    if trainer.get("max_time") is None and not any(map(_may_stop, callbacks.values())):
+        for name in ("min_steps", "min_epochs"):
+            if trainer.get(name):
+                message = f"{show(trainer[name])} would have no effect: nothing ends the run before its last step"
+                yield Problem(
+                    f"trainer.{name}", f"{message}; trainer.max_time or a callback such as EarlyStopping would"
+                )
+
+
+def _may_stop(callback: Any) -> bool:
+    """Whether a callback may end the run early; none of OTL's does."""
+    return isinstance(callback, dict) and not str(callback.get("_target_")).startswith("otl.callbacks.")
 
 
 def of_optimizer(optimizer: dict[str, Any]) -> Iterator[Problem]:
@@ -77,10 +116,16 @@ def holds_out(data: dict[str, Any]) -> bool:
 
 def without_validation(interval: Any, *, best: Any) -> Iterator[Problem]:
     """What would have no effect where no image is held out: trainer.val_check_interval, callbacks.checkpoint.best."""
-    ways = "no image is held out; set data.validation_share, or a concept of type validation"
     for key, value in (("trainer.val_check_interval", interval), ("callbacks.checkpoint.best", best)):
         if value and value is not Unknown:
-            yield Problem(key, f"{show(value)} would have no effect: {ways}")
+            yield Problem(key, f"{show(value)} would have no effect: {HOLD_OUT}")
+
+
+def without_validation_in(trainer: dict[str, Any]) -> Iterator[Problem]:
+    """The same of the Trainer's arguments that no YAML lists."""
+    for name, idle in (("check_val_every_n_epoch", (None, 1)), ("limit_val_batches", (None, 1.0))):
+        if trainer.get(name) not in (*idle, Unknown):
+            yield Problem(f"trainer.{name}", f"{show(trainer[name])} would have no effect: {HOLD_OUT}")
 
 
 def of_pictures(sample: dict[str, Any]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""What a URL needs before anything can be read from it. Imports no torch."""
+"""Paths, names on the hub and URLs: which is which, and what a URL needs to be read. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ PACKAGES = {  # protocol -> the package that fsspec needs for it, and how to get
 
 
 HUB = re.compile(r"[\w-]+/[\w.-]+")  # how the hub names a dataset
+
+
+def is_place(source: str) -> bool:
+    """Whether weights are meant by where they lie on a disk: a name on the hub is `owner/name`, or begins so."""
+    return source.startswith((".", "/", "~"))
+
+
+def looks_like_path(checkpoint: str) -> bool:
+    """A hub name is `owner/name`; anything else can only be meant as a path."""
+    return is_place(checkpoint) or checkpoint.count("/") != 1 or checkpoint.endswith(".safetensors")
 
 
 def is_url(path: str) -> bool:

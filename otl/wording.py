@@ -41,6 +41,11 @@ def as_number(text: str) -> str | None:
     return f"{found[1]}.{found[2] or 0}e{found[3] or '+'}{found[4]}" if found else None
 
 
+def as_whole(value: Any) -> str:
+    """`; did you mean 1000?` where 1e3, which is no whole number in YAML, was typed for one; or nothing."""
+    return f"; did you mean {value:.0f}?" if isinstance(value, float) and value.is_integer() else ""
+
+
 def show(value: Any) -> str:
     """A value as one writes it on the command line."""
     if value is None:

@@ -16,8 +16,9 @@ import yaml
 
 from otl import config
 from otl.check import SUPPLIED
+from otl.choices import CHOICES, WORDED
 from otl.config import Settings, conf_dir
-from otl.ranges import CHOICES, RANGES, WORDED
+from otl.ranges import RANGES
 from otl.signatures import ANY, describe, signature
 from otl.sources import Unclear, bases, find_module, lookup
 

@@ -15,7 +15,7 @@ NEEDED = {  # what has no default, and has to be given
     "task/mask": ["masker.prompts=[a dog]"],
     "masker/text": ["masker.prompts=[a dog]"],
     "masker/colour": ["masker.colours=[lime]"],
-    "masker/subject": ["masker.checkpoint=u2net.onnx"],
+    "masker/subject": ["masker.checkpoint=owner/u2net"],
     "method/embedding": ["method.embeddings.cat.init=cat"],
 }
 MOST_CHANGED = [

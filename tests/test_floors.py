@@ -14,7 +14,18 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
     {"aliases", "config", "wording", "quiet", "epochs"},
     {"augmentation", "registry", "sources", "types", "rng", "outcomes", "urls"},
     {"signatures", "declared", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
-    {"methods", "datamodules", "ranges", "places", "conflicts", "objective_conflicts", "training_conflicts", "sweeps"},
+    {
+        "methods",
+        "datamodules",
+        "ranges",
+        "places",
+        "conflicts",
+        "objective_conflicts",
+        "training_conflicts",
+        "sweeps",
+        "choices",
+        "overrides",
+    },
     {"modules", "method_conflicts"},
     {"callbacks", "tools"},
     {"check"},
@@ -27,7 +38,7 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 WITHOUT_TORCH = (
     "aliases config augmentation registry wording quiet sources signatures declared sweeps trust ranges places "
     "conflicts objective_conflicts method_conflicts training_conflicts check mistakes outcomes cli schedules urls "
-    "epochs"
+    "epochs choices overrides"
 ).split()
 
 

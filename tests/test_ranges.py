@@ -100,7 +100,6 @@ def test_combinations_that_make_no_sense_are_refused(settings, lines, key, messa
         (["noise.shift=0"], "noise.shift", "above 0"),
         (["++trainer.limit_train_batches=-1"], "trainer.limit_train_batches", "at least 0"),
         (["++trainer.max_time=12h"], "trainer.max_time", "00:12:00:00"),
-        (["++trainer.overfit_batches=-1"], "trainer.overfit_batches", "at least 0"),
         (["+method.parts.denoiser.stop_after=3 epoch"], "method.parts.denoiser.stop_after", "epochs as in '1 epoch'"),
         (["+method.parts.denoiser.stop_after=0"], "method.parts.denoiser.stop_after", "1 epoch, 3 epochs"),
         (["+method.embeddings.cat.stop_after=1 epochs"], "method.embeddings.cat.stop_after", "and '3 epochs'"),

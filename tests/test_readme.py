@@ -31,6 +31,7 @@ LINKS = [(page, link) for page, text in TEXTS.items() for link in re.findall(r"\
 FOLDER = re.compile(r"(?:data\.path|data\.concepts\.\w+\.path|--config-dir)[= ](\S+)")
 
 FILE = re.compile(r"(?:sample\.(?:image|mask)|manifest|method\.from_file)=(\S+)")
+WEIGHTS = re.compile(r"\b(?:model|masker)\.checkpoint=(\S+\.(?:safetensors|onnx)|base|otl/assets/shapes)(?= |$)")
 
 
 def section(title: str) -> str:
@@ -53,6 +54,9 @@ def test_a_line_composes_and_passes_the_check(line: str, tmp_path: Path, monkeyp
     for file in FILE.findall(line):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
+    for weights in WEIGHTS.findall(line):
+        (tmp_path / weights).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / weights).touch()
     if "--config-dir" in line:
         preset = tmp_path / "my" / "experiment" / "portrait.yaml"
         assert preset.relative_to(tmp_path).as_posix() in README

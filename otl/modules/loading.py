@@ -20,6 +20,7 @@ from otl.datamodules.files import content_hash, stamp
 from otl.datamodules.index import Index
 from otl.formats.original import config_folder
 from otl.formats.stored import Stored, in_folder, of_network
+from otl.urls import looks_like_path
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -63,11 +64,6 @@ def quiet() -> None:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def looks_like_path(checkpoint: str) -> bool:
-    """A hub name is `owner/name`; anything else can only be meant as a path."""
-    return checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1 or checkpoint.endswith(".safetensors")
 
 
 def nearest(path: Path) -> str:

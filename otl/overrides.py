@@ -1,0 +1,44 @@
+"""What Hydra would take from a command line in silence, and is not what it says. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.nodes import BooleanNode
+
+from otl.config import Problem
+from otl.wording import show
+
+GROUPS = {"task", "model", "method", "optimizer", "scheduler", "data", "trainer", "logger", "experiment"}
+GROUPS |= {"captioner", "masker"}
+
+
+def misread(overrides: Sequence[str], settings: DictConfig) -> Iterator[Problem]:
+    """Options of a group of which only the last would count, and numbers where true or false is meant.
+
+    Args:
+        overrides: of one job.
+        settings: what they compose.
+    """
+    chosen: dict[str, str] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.key_or_group, override.value()
+        if key in GROUPS:
+            first = chosen.setdefault(key, show(value))
+            if first != show(value):
+                yield Problem(key, f"{first} and {show(value)}: one of them at a time; leave one out")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and _is_switch(settings, key):
+            yield Problem(key, f"{show(value)} is not accepted: must be true or false")
+
+
+def _is_switch(settings: DictConfig, key: str) -> bool:
+    """Whether a setting is typed as true or false: OmegaConf would take any number for one of them."""
+    group, _, name = key.rpartition(".")
+    try:
+        parent = OmegaConf.select(settings, group) if group else settings
+    except OmegaConfBaseException:
+        return False  # check.py says why it cannot be resolved
+    return isinstance(parent, DictConfig) and isinstance(parent._get_node(name), BooleanNode)
