@@ -6,6 +6,8 @@ import math
 
 from torch import Tensor
 
+from otl.moving import per_sample
+
 OFFSET = 0.008  # s in https://arxiv.org/abs/2102.09672, equation 17
 CLAMP = (0.0001, 0.9999)  # of the share of the signal
 
@@ -51,8 +53,8 @@ class Cosine:
 
     def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """[B] times -> the factors of signal and noise, each [B, 1, ...]."""
-        bars = self.alpha_bars(t).reshape(-1, *[1] * (like.dim() - 1))
-        return bars.sqrt().to(like), (1 - bars).sqrt().to(like)
+        bars = self.alpha_bars(t)
+        return per_sample(bars.sqrt(), like), per_sample((1 - bars).sqrt(), like)
 
     def add(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """[B, ...] latents and noise, [B] times -> [B, ...] noisy latents."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from otl.config import HuberSchedule, Loss, LossWeight, SettingsError
+from otl.moving import per_sample
 from otl.types import Noise
 
 SNR_LIMIT = 1000.0  # debiased weights: above it the weight stays as it is
@@ -54,9 +55,7 @@ def elementwise(predicted: Tensor, target: Tensor, *, type: str, huber_delta: fl
         return F.huber_loss(predicted, target, reduction="none", delta=huber_delta)
     difference = (predicted - target).abs()
     if type == "huber":
-        delta = torch.as_tensor(huber_delta).to(difference.device, difference.dtype, non_blocking=True)
-        delta = delta.reshape(-1, *[1] * (difference.dim() - 1))
-        inside = torch.minimum(difference, delta)
+        inside = torch.minimum(difference, per_sample(torch.as_tensor(huber_delta), difference))
         return inside * (difference - 0.5 * inside)
     if type == "log_cosh":
         return difference + F.softplus(-2 * difference) - math.log(2)

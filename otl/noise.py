@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from otl import rng
 from otl.config import NoiseOptions, SettingsError
+from otl.moving import per_sample, to_like
 from otl.types import Noise
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -46,12 +47,6 @@ def zero_terminal_snr(alpha_bars: Tensor) -> Tensor:
     root = alpha_bars.sqrt()
     first, last = root[0].clone(), root[-1].clone()
     return ((root - last) * first / (first - last)) ** 2
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, ...] in the dtype and on the device of `like`, to multiply [B, ...]."""
-    # A blocking copy would wait for all that the device has still to do.
-    return values.to(like.device, like.dtype, non_blocking=True).reshape(-1, *[1] * (like.dim() - 1))
 
 
 class Discrete:
@@ -130,16 +125,17 @@ def shaped(drawn: Tensor, keys: Tensor, stream: str, options: NoiseOptions, scal
             iterations=options.multires_iterations,
             discount=options.multires_discount,
         )
-        drawn = normalized(drawn, coarser.to(drawn))
+        drawn = normalized(drawn, to_like(coarser, drawn))
     if options.offset:
-        drawn = drawn + offset(
+        shared = offset(
             keys,
             drawn.shape[1],
             stream,
             strength=options.offset,
             random_strength=options.offset_random_strength,
             scale=scale,
-        ).to(drawn)
+        )
+        drawn = drawn + to_like(shared, drawn)
     return drawn
 
 
@@ -150,7 +146,8 @@ def perturbed(drawn: Tensor, keys: Tensor, stream: str, strength: float) -> Tens
     """
     if not strength:
         return drawn
-    return drawn + strength * rng.normals(keys, tuple(drawn.shape[1:]), f"{stream}/perturbation").to(drawn)
+    more = rng.normals(keys, tuple(drawn.shape[1:]), f"{stream}/perturbation")
+    return drawn + strength * to_like(more, drawn)
 
 
 def offset(

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from otl.moving import per_sample
+
 HALF_BIN = 1 / 255  # 256 levels over -1..1
 SMALLEST = 1e-12  # probability of a bin; its logarithm stays finite
 
@@ -33,13 +35,12 @@ def bound(noise: Tensor, fraction: Tensor, latents: Tensor, noisy: Tensor, alpha
     log_variance = torch.lerp(smallest, largest, (fraction + 1) / 2)
     apart = gaussian_kl(posterior_mean(latents, noisy, alpha_bars, t), smallest, mean, log_variance)
     last = -binned_log_likelihood(latents, mean, log_variance)
-    first_step = (t == 0).to(noisy.device).reshape(-1, *[1] * (noisy.dim() - 1))
-    return torch.where(first_step, last, apart) / math.log(2)
+    return torch.where(per_sample(t == 0, noisy) > 0, last, apart) / math.log(2)
 
 
 def at(values: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """[T] values -> those at t, [B, 1, ...] in the dtype and on the device of `like`."""
-    return values[t.to(values.device)].to(like.device, like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+    return per_sample(values[t.to(values.device)], like)
 
 
 def steps(alpha_bars: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -53,6 +56,15 @@ def schema() -> None:
 def one_thread() -> None:
     """Tiny networks are faster on one thread, and much faster where several tests run at once."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def apart() -> Iterator[Callable[..., Any]]:
+    """Calls a function in a process of its own, which keeps what torch cannot forget: a further device."""
+    from tests import pretend
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), pretend.register) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
 
 
 @pytest.fixture(scope="session")

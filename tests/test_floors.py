@@ -12,7 +12,7 @@ from otl.config import PACKAGE
 
 FLOORS = [  # from the ground up; those on one floor do not import each other, but a module may import its own folder
     {"aliases", "config", "wording", "quiet", "epochs"},
-    {"augmentation", "registry", "sources", "types", "rng", "outcomes", "urls"},
+    {"augmentation", "registry", "sources", "types", "rng", "outcomes", "urls", "moving"},
     {"signatures", "declared", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
     {
         "methods",

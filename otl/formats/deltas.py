@@ -77,7 +77,9 @@ def rotation(blocks: Tensor) -> Tensor:
     """[k, n, n] any numbers -> [k, n, n] orthogonal: Cayley's (I + Q) (I - Q)^-1 of Q = blocks - blocks^T."""
     q = blocks - blocks.transpose(1, 2)
     one = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
-    return torch.linalg.solve(one - q, one + q)  # Both are functions of Q, so their order is of no account.
+    # Both are functions of Q, so their order is of no account. `solve` would wait for the device to look for an error,
+    # and there is none: I - Q is never singular.
+    return torch.linalg.solve_ex(one - q, one + q).result
 
 
 def product_of(a: Tensor, b: Tensor, t: Tensor | None) -> Tensor:

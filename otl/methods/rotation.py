@@ -57,7 +57,7 @@ class RotatedLayer(nn.Module, BaseTunerLayer):
             turns = rotation(blocks)
         if not self.training or not self.dropout:
             return turns
-        kept = torch.rand(len(turns), 1, 1).to(turns.device) >= self.dropout
+        kept = torch.rand(len(turns), 1, 1).to(turns.device, non_blocking=True) >= self.dropout
         return torch.where(kept, turns, torch.eye(turns.shape[1], device=turns.device))
 
 

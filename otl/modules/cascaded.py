@@ -183,8 +183,8 @@ class CascadedModule(DiffusionModule):
         found = tokenizer(
             captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         )
-        mask = None if self.device.type == "meta" else found.attention_mask.to(self.device)  # its values are asked for
-        return {"input_ids": found.input_ids.to(self.device), "attention_mask": mask}
+        ids, mask = (each.to(self.device, non_blocking=True) for each in (found.input_ids, found.attention_mask))
+        return {"input_ids": ids, "attention_mask": None if mask.is_meta else mask}  # the mask's values are asked for
 
     def cosine(self, **options: Any) -> Cosine:
         """The cosine schedule of the checkpoint's scheduler.

@@ -65,7 +65,7 @@ class ClipModule(DiffusionModule):
 
     def tokens(self, tokenizer: Any, captions: list[str]) -> Tensor:
         """B captions -> [B * chunks, 77] token ids on the module's device, the chunks of a caption in a row."""
-        return tokenize(tokenizer, captions, chunks=self.chunks).to(self.device)
+        return tokenize(tokenizer, captions, chunks=self.chunks).to(self.device, non_blocking=True)
 
     def joined(self, hidden: Tensor) -> Tensor:
         """[B * chunks, 77, D] -> [B, chunks * 77, D]."""

@@ -113,6 +113,6 @@ class EfficientNetEncoder(ModelMixin, ConfigMixin):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in -1..1 -> [B, c_latent, H/32, W/32]."""
-        mean, std = (torch.tensor(values, device=pixels.device).reshape(1, 3, 1, 1) for values in (MEAN, STD))
+        mean, std = (torch.tensor(values).to(pixels.device, non_blocking=True)[:, None, None] for values in (MEAN, STD))
         normal = ((pixels.float() + 1) / 2 - mean) / std
         return self.mapper(self.backbone(normal.to(self.mapper[0].weight.dtype)))

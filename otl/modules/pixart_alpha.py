@@ -142,7 +142,7 @@ class PixArtAlpha(DiffusionModule):
             truncation=True,
             return_tensors="pt",
         )
-        ids, mask = words.input_ids.to(self.device), words.attention_mask.to(self.device)
+        ids, mask = (each.to(self.device, non_blocking=True) for each in (words.input_ids, words.attention_mask))
         seen = None if mask.is_meta else mask  # transformers reads its values, of which a skeleton has none
         with self.never_fp16():
             hidden = self.pipeline.text_encoder(ids, attention_mask=seen).last_hidden_state

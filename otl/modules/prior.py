@@ -70,6 +70,6 @@ def preserved(
     assert batch.prior is not None
     with frozen(module):
         cond = batch.cond if batch.cond is not None else module.encode_prompt(batch.captions)
-        expected = module.predict(inputs, t.to(module.device), cond, batch)
+        expected = module.predict(inputs, t.to(module.device, non_blocking=True), cond, batch)
     own = module.distance(predicted, expected, t)
     return torch.where(batch.prior.to(each.device), own.to(each), each)

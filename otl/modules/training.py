@@ -15,6 +15,7 @@ from otl import loss, noise, rng
 from otl.config import SettingsError
 from otl.modules import inpainting, prior, stopping
 from otl.modules.skipping import skippable
+from otl.moving import per_sample, to_like
 from otl.types import Batch, Cond
 
 VALIDATION_TIMESTEPS = 4  # forward passes for each held-out image, at evenly spaced timesteps
@@ -226,7 +227,7 @@ class Training(LightningModule):
         if batch.prior is not None:
             each = prior.preserved(self, each, predicted, inputs, t, batch)
         weight = self.timestep_weight(t)
-        each = each if weight is None else each * noise.per_sample(weight, each)
+        each = each if weight is None else each * per_sample(weight, each)
         return each * batch.weight.to(each)
 
     def position_weights(self, batch: Batch, latents: Tensor) -> Tensor | None:
@@ -242,7 +243,7 @@ class Training(LightningModule):
         if options.unmasked_probability == 0 or not self.training:  # validation always looks where the mask does
             return weights
         whole = rng.uniforms(batch.key.cpu(), "unmasked") < options.unmasked_probability
-        return torch.where(noise.per_sample(whole, weights) > 0, 1.0, weights)
+        return torch.where(per_sample(whole, weights) > 0, 1.0, weights)
 
     def denoiser_input(self, noisy: Tensor, batch: Batch) -> Tensor:
         """[B, C, h, w] noisy latents -> what `predict` takes: with mask and masked picture behind them, or as it is."""
@@ -266,7 +267,7 @@ class Training(LightningModule):
         if drawn is None:
             drawn = rng.normals(keys, tuple(latents.shape[1:]), stream)
         scale = None if self.last_snr is None else noise.offset_scale(self.noise_schedule.snr(t), self.last_snr)
-        return noise.shaped(drawn.to(latents), keys, stream, self.noise_options, scale)
+        return noise.shaped(to_like(drawn, latents), keys, stream, self.noise_options, scale)
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer is not None and self.lr_schedule is not None
