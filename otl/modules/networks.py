@@ -33,8 +33,14 @@ class Networks(LightningModule):
     """What a `DiffusionModule` does with its networks; its attributes are declared there."""
 
     def configure_model(self) -> None:
-        """Load the weights, freeze them, and let the method make trainable what it trains. Once."""
-        if self.pipeline is None:
+        """Load the weights, freeze them, and let the method make trainable what it trains. Once.
+
+        All of it on the CPU, from where Lightning moves what trains: it makes its device torch's default for this
+        hook, and a schedule, a table or an adapter's first numbers would be the GPU's.
+        """
+        if self.pipeline is not None:
+            return
+        with torch.device("cpu"):
             if self.encodes_ahead and ahead.possible(self):
                 self.pipeline = ahead.assemble(self, ahead.encode(self))
             else:

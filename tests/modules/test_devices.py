@@ -185,6 +185,25 @@ def test_an_inpainting_models_step_mixes_nothing(apart, tmp_path):
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+def begun(folder: Path, device: str) -> dict[str, list[float]]:
+    """What trains, the noise schedule and a timestep, loaded as Lightning has it loaded: the device is the default."""
+    module = made("sdxl", folder)
+    word = {"dog": {"placeholder": "<dog>", "output": True}}
+    module.method = Lora(rank=2, embeddings=word)
+    module.noise_options = NOISE
+    with pretend.pretended() as there, there if device == pretend.NAME else torch.device("cpu"):
+        module.configure_model()
+    parameters = module.trained_parameters() | {"schedule": module.noise_schedule.alpha_bars}
+    assert {each.device.type for each in parameters.values()} == {"cpu"}
+    steps = module.noise_schedule.sample(module.timesteps(US))
+    return {name: each.flatten().tolist() for name, each in (parameters | {"steps": steps}).items()}
+
+
+def test_a_model_is_the_same_whatever_torchs_default_device_is(apart, folders):
+    """Lightning makes its device the default while a model is loaded."""
+    assert apart(begun, folders / "sdxl", pretend.NAME) == apart(begun, folders / "sdxl", "cpu")
+
+
 def mixed_up() -> None:
     with pretend.pretended() as device:
         torch.zeros(3, device=device) + torch.zeros(3)
