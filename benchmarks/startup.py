@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,7 @@ def measure(asked: argparse.Namespace, family: str, folder: Path) -> dict[str, A
 
 
 def contenders(line: list[str], run: Path) -> dict[str, Callable[[], dict[str, float]]]:
-    """Name -> what measures it: one or more named durations, seconds."""
+    """Name -> what measures it: one or more named durations, seconds. In this order: one fills the next one's cache."""
     python = [sys.executable]
     otl = [*python, "-m", "otl"]
     plan = [*otl, "task=plan", *line, f"data.cache_dir={run / 'cache'}", f"hydra.run.dir={run / 'plan'}"]
@@ -77,7 +78,7 @@ def contenders(line: list[str], run: Path) -> dict[str, Callable[[], dict[str, f
         "imports": lambda: command("imports alone", [*python, "-c", IMPORTS], run),
         "help": lambda: command("--help", [*otl, "--help"], run),
         "plan": lambda: command("task=plan", plan, run),
-        "empty": lambda: stages([*otl, *line], run, "cache empty"),
+        "empty": lambda: stages([*otl, *line], run, "cache empty", cache=run / "cache", fill=True),
         "filled": lambda: stages([*otl, *line], run, "cache filled", cache=run / "cache"),
     }
 
@@ -112,19 +113,20 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def stages(words: list[str], folder: Path, name: str, *, cache: Path | None = None) -> dict[str, float]:
+def stages(words: list[str], folder: Path, name: str, *, cache: Path, fill: bool = False) -> dict[str, float]:
     """Seconds from the start of a training command to each of STAGES.
 
     Args:
-        cache: used again, and filled by an extra run where it is absent; None: an empty one.
+        cache: used as it is.
+        fill: empty it before.
 
     Raises:
         RuntimeError: the command did not come as far as its first step.
     """
+    if fill:
+        shutil.rmtree(cache, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder) as run:
-        words = [*words, f"data.cache_dir={cache or Path(run) / 'cache'}", f"hydra.run.dir={Path(run) / 'run'}"]
-        if cache is not None and not cache.is_dir():
-            command("", words, folder)
+        words = [*words, f"data.cache_dir={cache}", f"hydra.run.dir={Path(run) / 'run'}"]
         used = processor_seconds()
         found, said = watched(words, folder)
     if STAGES["step 1/"] not in found:
