@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from omegaconf import DictConfig
 
@@ -147,7 +148,7 @@ class BucketedDataModule(LightningDataModule):
         rank, world_size = self._ranks()
         order = Order(lambda epoch: self.rounds.epoch(epoch, rank=rank, world_size=world_size))
         dataset = self._dataset(self.variations, training=True, cached=self.train_cached)
-        return ResumableLoader(dataset, sampler=order, **options(self.data.workers))
+        return ResumableLoader(dataset, sampler=order, **options(self.data.workers, self._device()))
 
     def val_dataloader(self) -> Loader | list[Any]:
         """The held-out images, always in the same order; an empty list where there are none."""
@@ -158,7 +159,7 @@ class BucketedDataModule(LightningDataModule):
         stream = Rounds(once, batch_size=self.data.batch_size, partial=PartialBatches.keep, seed=self.seed)
         order = [(VALIDATION, draws) for _, draws in stream.epoch(0, rank=rank, world_size=world_size)]
         dataset = self._dataset(self.validation_variations, training=False, cached=self.validation_cached)
-        return Loader(dataset, sampler=order, **options(self.data.workers))
+        return Loader(dataset, sampler=order, **options(self.data.workers, self._device()))
 
     def predict_dataloader(self) -> Loader | list[Any]:
         """As in validation; Lightning asks for it before any hook, so that what training does first is done here."""
@@ -198,6 +199,10 @@ class BucketedDataModule(LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         """Rank and number of ranks."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _device(self) -> torch.device:
+        """Where the batches go."""
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
     def _shares(self, cache: Cache, keys: list[str]) -> Iterator[set[str]]:
         """Keys of what this rank makes: its part; then what it still lacks, where ranks do not share the folder."""

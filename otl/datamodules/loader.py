@@ -279,14 +279,18 @@ class ResumableLoader(Loader):
         self.sampler.epoch, self.sampler.delivered = state["epoch"], state["delivered"]
 
 
-def options(workers: int) -> dict[str, Any]:
-    """How both loaders load: the dataset makes whole batches itself."""
+def options(workers: int, device: torch.device) -> dict[str, Any]:
+    """How both loaders load: the dataset makes whole batches itself.
+
+    Args:
+        device: where the batches go; a run on the CPU must not occupy a GPU beside it, as pinned memory does.
+    """
     return {
         "batch_size": None,
         "collate_fn": whole,
         "num_workers": workers,
         "persistent_workers": workers > 0,
-        "pin_memory": torch.cuda.is_available(),
+        "pin_memory": device.type == "cuda",
         "worker_init_fn": deaf,
         "generator": torch.Generator(),  # each pass draws a seed for its workers: not from what dropout draws from
     }

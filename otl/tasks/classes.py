@@ -17,6 +17,7 @@ from otl.config import ConceptType, Data, SettingsError
 from otl.datamodules.captions import lines
 from otl.datamodules.scan import Source, count_pictures, sources
 from otl.formats.files import whole
+from otl.tasks.precision import device
 from otl.tasks.run import build_module
 from otl.types import Sample, Size
 
@@ -44,8 +45,7 @@ def draw_missing(settings: DictConfig, *, autocast: torch.dtype | None) -> None:
     module = build_module(settings)
     module.method, module.autocast_dtype = None, autocast
     module.configure_model()
-    if torch.cuda.is_available() and settings.trainer.accelerator in {"auto", "gpu", "cuda"}:
-        module.to("cuda")
+    module.to(device(settings.trainer))
     for source in short:
         draw(module, source)
 

@@ -86,9 +86,10 @@ def on_cuda(name: str, asked: str) -> Precision:
 def allow_tf32(precision: Precision, *, accelerator: str) -> bool:
     """In mixed precision, let a GPU round the factors of fp32 products to 10 bits; returns whether it now does.
 
-    Autocast has the large products in 16 bits already. What is left in fp32 is the image encoder's, and small.
+    Autocast has the large products in 16 bits already. What is left in fp32 is the image encoder's, and small. In fp32
+    nothing is rounded, which torch by itself does in convolutions, and an earlier job of a sweep may have allowed.
     """
     allowed = precision.autocast is not None and device_kind(accelerator) == "cuda"
-    if allowed:
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
     return allowed

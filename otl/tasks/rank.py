@@ -25,7 +25,7 @@ from otl.formats.files import whole
 from otl.modules.training import VALIDATION_TIMESTEPS, spaced
 from otl.quiet import undouble_lightning
 from otl.tasks import ranks, resuming
-from otl.tasks.precision import choose, device_kind, first_device
+from otl.tasks.precision import allow_tf32, choose, device_kind, first_device
 from otl.tasks.run import build_data, build_module, build_skeleton, run_dir
 from otl.tasks.train import build_trainer
 from otl.types import Sample, Size
@@ -77,6 +77,7 @@ def rank(
     precision = choose(
         settings.trainer.precision, accelerator=settings.trainer.accelerator, devices=settings.trainer.devices
     )
+    allow_tf32(precision, accelerator=settings.trainer.accelerator)
     resume = resuming.find(settings.resume, folder)
     if resume:
         resuming.read(resume)  # refuses what could run code

@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -393,3 +394,13 @@ def test_the_background_lies_under_what_is_transparent(tmp_path: Path, colour: s
     shown = batch.latents if cached else batch.pixels
     assert shown is not None
     assert torch.allclose(shown, torch.full_like(shown, level), atol=1e-3)
+
+
+def test_batches_are_pinned_for_a_gpu_that_is_used_and_not_for_one_beside(cached, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made = filled(cached)
+    assert not made.train_dataloader().pin_memory
+    for kind, pinned in (("cuda", True), ("cpu", False)):
+        strategy = SimpleNamespace(root_device=torch.device(kind, 0))
+        made.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1)
+        assert made.train_dataloader().pin_memory is pinned

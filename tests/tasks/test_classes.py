@@ -5,10 +5,12 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 
 from otl.config import SettingsError
+from otl.modules.base import DiffusionModule
 from otl.tasks import disk, plan
 from otl.tasks.classes import draw_missing
 
@@ -65,6 +67,19 @@ def test_several_prompts_take_turns(composed, tmp_path):
     assert {name: both[name] == cats[name] for name in both} == {
         f"class-{number:05d}.png": number % 2 == 1 for number in range(4)
     }
+
+
+def test_they_are_drawn_on_the_first_gpu_of_the_settings(composed, monkeypatch):
+    seen = []
+
+    def draw(module, prompts, *_, **__):
+        seen.append(module.device)
+        return [Image.new("RGB", (64, 64))] * len(prompts)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(DiffusionModule, "draw", draw)
+    draw_missing(composed("trainer.devices=[1]", generate=1), autocast=None)
+    assert seen == [torch.device("cuda", 1)]
 
 
 def test_photographs_count_and_nothing_is_loaded_where_there_are_enough(composed, tmp_path, monkeypatch):

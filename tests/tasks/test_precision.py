@@ -63,13 +63,17 @@ def test_the_first_device(devices, first):
     assert first_device(devices) == first
 
 
+@pytest.mark.parametrize("earlier", [True, False])
 @pytest.mark.parametrize(("asked", "kept"), [("auto", "high"), ("32-true", "highest")])
-def test_tf32_is_for_mixed_precision_alone(cuda, asked, kept):
+def test_tf32_is_for_mixed_precision_alone_in_products_and_convolutions(cuda, monkeypatch, asked, kept, earlier):
+    """Whatever torch does by itself, or another job before."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", earlier)
     before = torch.get_float32_matmul_precision()
     try:
-        torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision("high" if earlier else "highest")
         assert allow_tf32(choose(asked), accelerator="auto") == (kept == "high")
         assert torch.get_float32_matmul_precision() == kept
+        assert torch.backends.cudnn.allow_tf32 == (kept == "high")
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -116,9 +116,13 @@ def test_what_was_trained_is_ranked_from_its_file_and_from_its_checkpoint(
         assert float(before[name]) != pytest.approx(float(loss), rel=1e-3)
 
 
-def test_a_ranking_leaves_what_training_uses_of_the_cache_in_use(run: Run, tmp_path: Path) -> None:
+def test_a_ranking_leaves_what_training_uses_of_the_cache_in_use(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a dataset's records the newest counts, so that a ranking has to be one of its own."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     run("task.timesteps=1")
+    assert not torch.backends.cudnn.allow_tf32, "a ranking rounds other than training"
     assert [use.dataset.endswith("StableDiffusion, ranked") for use in records(tmp_path / "cache")] == [True]
 
 
