@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from otl.augmentation import varying
@@ -43,6 +44,7 @@ def advise(
     return [
         *of_warmup(settings.scheduler.get("warmup") or 0, steps),
         *of_optimizer(settings.optimizer),
+        *of_scaling(settings, module),
         *of_augmentation(settings),
         *of_class_images(settings, concepts),
         *of_batches(settings, images=len(train), batches=batches),
@@ -54,6 +56,16 @@ def advise(
         *of_output(module),
         *module.advice(),
     ]
+
+
+def of_scaling(settings: DictConfig, module: DiffusionModule) -> Iterator[Problem]:
+    """An optimizer that undoes fp16's scaling inside its step: gradients are looked at, and clipped, before."""
+    if settings.optimizer.get("fused") and module.autocast_dtype == torch.float16:
+        message = (
+            "true does not go with fp16 (trainer.precision=16-mixed): trainer.gradient_clip_val and the guard would "
+            "take the gradients for thousands of times as large as they are; leave it out"
+        )
+        yield Problem("optimizer.fused", message)
 
 
 def of_augmentation(settings: DictConfig) -> Iterator[Problem]:

@@ -1,6 +1,7 @@
 """What makes no sense together is refused or said, before any weight is loaded."""
 
 import pytest
+import torch
 
 from otl.tasks import plan
 from otl.tasks.advice import advise, of_class_images
@@ -12,10 +13,12 @@ from otl.types import Sample, Size
 def advised(settings, sd15_folder, tmp_path):
     """Overrides -> key -> (message, whether fatal), for three images and a hundred steps of three batches an epoch."""
 
-    def _advised(*overrides, images=3, held_out=0, batches=3, steps=100):
+    def _advised(*overrides, images=3, held_out=0, batches=3, steps=100, autocast=None):
         cfg = settings(f"model.checkpoint={sd15_folder}", f"data.path={tmp_path}", "logger=none", *overrides)
         samples = [Sample(tmp_path / f"{n}.png", Size(64, 64), ["x"], validation=n < held_out) for n in range(images)]
-        found = advise(cfg, build_skeleton(cfg), samples, batches=batches, steps=steps)
+        module = build_skeleton(cfg)
+        module.autocast_dtype = autocast
+        found = advise(cfg, module, samples, batches=batches, steps=steps)
         return {problem.key: (problem.message, problem.fatal) for problem in found}
 
     return _advised
@@ -31,6 +34,7 @@ def test_the_defaults_make_sense(advised):
         (["scheduler.warmup=100"], {}, "scheduler.warmup", "the run has 100", True),
         (["optimizer=prodigy", "optimizer.lr=1e-4"], {}, "optimizer.lr", "set optimizer.lr=1", True),
         (["optimizer.lr=1"], {}, "optimizer.lr", "diverge", False),
+        (["+optimizer.fused=true"], {"autocast": torch.float16}, "optimizer.fused", "thousands of times", True),
         (["data.augment.rotation=5"], {}, "data.image_variations", "data are augmented by chance", False),
         (["data.batch_size=8"], {}, "data.batch_size", "there are 3", False),
         (["trainer.accumulate_grad_batches=8"], {}, "trainer.accumulate_grad_batches", "an epoch has 3", False),
@@ -57,6 +61,7 @@ def test_what_makes_no_sense_is_said(line, options, key, said, fatal, advised):
         (["scheduler.warmup=99"], {}),
         (["scheduler.warmup=0.99"], {}),
         (["optimizer=prodigy"], {}),
+        (["+optimizer.fused=true"], {"autocast": torch.bfloat16}),
         (["data.augment.rotation=5", "data.image_variations=4"], {}),
         (["data.augment.rotation=5", "data.cache=false"], {}),
         (["data.augment.fixed_rotation=5", "data.augment.flip=1"], {}),
