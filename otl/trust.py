@@ -46,8 +46,13 @@ CALLABLE: dict[str, tuple[str, ...]] = {
 LOGGING = ("logging", "rich.logging", "colorlog", "hydra")  # classes that Hydra's logging settings name
 LOGGING_KEYS = {"class", "()", "factory"}  # of logging.config.dictConfig: called with what stands beside them
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
-TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-CREDENTIALS = re.compile(r"://[^/\s:@]+:[^/\s@]+@")  # user:password in an address
+TOKEN_VARIABLES = """
+HF_TOKEN HUGGING_FACE_HUB_TOKEN AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AZURE_STORAGE_ACCOUNT_KEY AZURE_STORAGE_KEY
+AZURE_STORAGE_SAS_TOKEN AZURE_STORAGE_CONNECTION_STRING WANDB_API_KEY COMET_API_KEY NEPTUNE_API_TOKEN
+MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN
+""".split()
+CREDENTIALS = re.compile(r"://[^/\s:@?#]*:[^/\s?#]+@")  # user:password in an address, which may hold an @ of its own
+WEB_USER = re.compile(r"\bhttps?://[^/\s?#]+@")  # by which some servers take a token alone
 USER = re.compile(r"://[^/\s?#]+@")
 SECRET_VALUE = re.compile(  # of a query, as stores and their signed addresses name them
     r"([?&;#](?:(?:access|auth|id|private|refresh|session|security)?[_-]?token|x-amz-security-token|api[_-]?key|secret|"
@@ -102,9 +107,12 @@ def secrets(settings: dict[str, Any]) -> Iterator[Problem]:
         if HUB_TOKEN.search(value) or any(token in value for token in known):
             message = "holds an access token, which would be written into the run's folder: leave it out"
             yield Problem(key, f"{message}; the hub is asked with HF_TOKEN of the environment, or after hf auth login")
-        elif CREDENTIALS.search(value):
-            message = "holds a password, which would be written into the run's folder: leave it out"
-            yield Problem(key, f"{message}; give it by the environment or the configuration of the store's own library")
+        elif CREDENTIALS.search(value) or WEB_USER.search(value) or ("://" in value and SECRET_VALUE.search(value)):
+            message = (
+                "holds a password or is a signed address, which would be written into the run's folder: leave it out"
+            )
+            way = "the environment or the configuration of the store's own library"
+            yield Problem(key, f"{message}; give it by {way}, or the address in a list of images (.csv), which is not")
 
 
 def known_tokens() -> list[str]:

@@ -20,6 +20,10 @@ PACKAGES = {  # protocol -> the package that fsspec needs for it, and how to get
 }
 
 
+LISTED = (*PACKAGES, "memory")  # protocols by which a table may name images: others open files of this machine,
+# log in elsewhere with its keys, or write what they fetch to its disk
+
+
 HUB = re.compile(r"[\w-]+/[\w.-]+")  # how the hub names a dataset
 
 
@@ -40,6 +44,14 @@ def is_url(path: str) -> bool:
 def hub_hint(path: str) -> str:
     """What to give instead of a path that is not there, where it looks like a dataset of the hub."""
     return f"; for that dataset of the hub, give hf://datasets/{path}" if HUB.fullmatch(path) else ""
+
+
+def unlisted(url: str) -> str:
+    """Why a table, which may be a stranger's, may not name an image by that URL; empty: it may."""
+    protocol = url.partition("://")[0]
+    if protocol in LISTED:
+        return ""
+    return f"a list may name images by path, or by {', '.join(PACKAGES)}, and not by {protocol}"
 
 
 def unreadable(url: str) -> str | None:

@@ -90,7 +90,7 @@ def test_the_shipped_settings_pass(settings, tmp_path):
     assert check(composed) == []
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY"])
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_SAS_TOKEN", "WANDB_API_KEY"])
 def test_a_token_among_the_settings_is_refused_without_being_shown(name, settings, tmp_path, monkeypatch):
     monkeypatch.setenv(name, "0123456789abcdef")
     (problem,) = check(settings(f"data.path={tmp_path}", "output.title=${oc.env:" + name + "}"))
@@ -101,6 +101,31 @@ def test_a_token_among_the_settings_is_refused_without_being_shown(name, setting
 def test_what_looks_like_a_token_or_a_password_is_refused():
     found = list(secrets({"a": TOKEN, "b": {"c": ["s3://me:secret@bucket/x"]}, "d": "s3://bucket/x", "e": "hf_short"}))
     assert [problem.key for problem in found] == ["a", "b.c[0]"]
+
+
+SIGNED = [
+    "X-Amz-Signature=0f",
+    "X-Amz-Security-Token=0f",
+    "sv=2&sig=0f",
+    "X-Goog-Signature=0f",
+    "token=0f",
+    "Signature=0f",
+]
+
+
+@pytest.mark.parametrize("key", ["data.path", "model.checkpoint", "output.title"])
+@pytest.mark.parametrize("address", [*(f"https://host/a.zip?{each}" for each in SIGNED), "https://0f@host/a.zip"])
+def test_signed_addresses_are_refused_among_the_settings(key, address):
+    """Hydra, manifest, checkpoints and headers would have them."""
+    (problem,) = secrets({key: address})
+    assert problem.key == key and "signed address" in problem.message and "0f" not in problem.message
+
+
+@pytest.mark.parametrize(
+    "harmless", ["hf://datasets/me/cats@main", "https://host/a.zip?width=3", "a cat & sig=nature", "s3://bucket/a@b/c"]
+)
+def test_addresses_without_secrets_are_accepted(harmless):
+    assert list(secrets({"data.path": harmless})) == []
 
 
 def test_a_token_in_the_hubs_own_file_is_known(tmp_path, monkeypatch):
@@ -249,6 +274,17 @@ def test_a_table_with_secret_addresses_gives_images_that_are_named_without(tmp_p
         assert "secret" not in text and TOKEN not in text
 
 
+def test_nor_in_what_is_said_of_one_that_cannot_be_read(tmp_path):
+    """The plan has it, and an error of fsspec's quotes the address."""
+    (tmp_path / "images.csv").write_text(f"file_name\nmemory://me:secret@host/gone.png?token={TOKEN}&sig=secret\n")
+    _, problems = scan(Data(path=str(tmp_path / "images.csv"), cache_dir=str(tmp_path / "cache")))
+    assert "gone.png?token=***&sig=***: there is no such file" in str(problems)
+    assert "secret" not in str(problems) and TOKEN not in str(problems)
+
+
 def test_tokens_are_hidden_wherever_they_stand():
     assert hide(f"401 for {TOKEN}!", []) == "401 for ***!"
+    assert (
+        hide("no host://me:p@ss:w@host/a@b, nor redis://:pw@host", []) == "no host://***@host/a@b, nor redis://***@host"
+    )
     assert hide("nothing to hide at https://host:80/x", []) == "nothing to hide at https://host:80/x"

@@ -275,7 +275,7 @@ def patiently(url: str, request: Callable[[], Any]) -> Any:
                 break
         if attempt + 1 < ATTEMPTS:
             time.sleep(PATIENCE * 2**attempt)
-    said = f"{type(last).__name__}: {last}"
+    said = public(f"{type(last).__name__}: {last}")
     raise SettingsError(
         f"{public(url)}: cannot be read ({said}); look at the address, the network and the credentials"
     ) from last

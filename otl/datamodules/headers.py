@@ -15,6 +15,7 @@ from PIL import Image
 
 from otl.config import SettingsError
 from otl.datamodules.images import UNREADABLE, opened, reason, upright_size
+from otl.trust import public
 from otl.types import File, Size
 
 TAIL = 4096  # bytes
@@ -57,7 +58,8 @@ def read(file: File, limits: Limits) -> Header:
         with io.BytesIO(file.read_bytes()) if whole else file.open("rb") as opened_file:
             return examined(opened_file, limits)
     except OSError as error:  # it cannot even be opened
-        said = error.strerror or str(error)
+        gone = isinstance(error, FileNotFoundError)  # of which a store says no more than the address, secrets and all
+        said = error.strerror or ("there is no such file" if gone else public(str(error)))
         lost = isinstance(file, Path) and file.is_symlink()
         return Header(Size(0, 0), 0, "", 0, f"it is a link that leads nowhere ({said})" if lost else said)
 

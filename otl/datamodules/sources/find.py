@@ -18,6 +18,7 @@ from otl.datamodules.sources import archive, manifest, table
 from otl.datamodules.sources.columns import Kind, chosen
 from otl.datamodules.sources.folder import Store
 from otl.datamodules.sources.items import EXTENSIONS, Found, Item, mask_of, masks, pictures
+from otl.datamodules.sources.listed import outside
 from otl.datamodules.sources.places import Place, Wanted, located
 from otl.types import Problem
 from otl.wording import counted
@@ -91,15 +92,17 @@ def _of_table(wanted: Wanted, file: Path | Remote, index: Index, examine: Examin
                 f"{file}: the images of {columns.image} are paths, and the masks of {columns.mask} are images "
                 f"themselves: set {wanted.concept}.mask_column to a column of paths"
             )
-        return Found(manifest.items(file, columns))
+        items = manifest.items(file, columns)
+        return Found(items, outside(file, items, wanted.setting))
     items, largest = table.items(file, columns, index, examine)
+    problems = outside(file, items, wanted.setting)
     if largest <= LARGE_GROUP:
-        return Found(items)
+        return Found(items, problems)
     message = (
         f"{file} has row groups of up to {largest / 2**20:.0f} MiB, and an image is read with its whole group: "
         "write it with smaller ones, such as row_group_size=100"
     )
-    return Found(items, [Problem(wanted.setting, message, fatal=False)])
+    return Found(items, [*problems, Problem(wanted.setting, message, fatal=False)])
 
 
 def _of_folder(wanted: Wanted, place: Place, images: Sequence[str], index: Index) -> Found:
@@ -111,9 +114,11 @@ def _of_folder(wanted: Wanted, place: Place, images: Sequence[str], index: Index
             item.mask = store.files.get(mask_of(name, store.files) or "")
     metadata = [name for name in place.files if _last(name) in METADATA]
     _one_split(place, metadata)
-    extra = []
+    extra, strange = [], []
     for name in metadata:
-        for listed in _metadata(wanted, place, name):
+        rows = _metadata(wanted, place, name)
+        strange += outside(place.files[name], [row for row in rows if row.key in items], wanted.setting)
+        for listed in rows:
             item = items.get(listed.key)
             if item is None:
                 flaw = listed.flaw or f"it names {listed.key}, which is not there"
@@ -121,7 +126,7 @@ def _of_folder(wanted: Wanted, place: Place, images: Sequence[str], index: Index
             else:
                 item.given, item.mask = item.given + listed.given, item.mask or listed.mask
     others = [name for name in _ending(place.files, (*ARCHIVES, *TABLES, *MANIFESTS)) if _last(name) not in METADATA]
-    return Found([*items.values(), *extra], _left_out(wanted, others))
+    return Found([*items.values(), *extra], strange + _left_out(wanted, others))
 
 
 def _metadata(wanted: Wanted, place: Place, name: str) -> list[Item]:

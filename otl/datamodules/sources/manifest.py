@@ -15,6 +15,7 @@ from otl.datamodules.files import Remote, named
 from otl.datamodules.sources import table
 from otl.datamodules.sources.columns import Columns, Kind
 from otl.datamodules.sources.items import Item
+from otl.datamodules.sources.listed import refused
 
 LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
 LOOKED_AT = 1000  # rows that say which columns there are
@@ -56,7 +57,8 @@ def _item(number: int, row: Mapping[str, Any], columns: Columns, manifest: Path 
     if not text or not isinstance(text, str):
         return Item(manifest, f"{manifest.name}/{number}", flaw=f"row {number} has no {columns.image}")
     mask = row.get(columns.mask) if columns.mask else None
-    return Item(named(text, manifest), text, given=given, mask=named(mask, manifest) if mask else None)
+    item = Item(named(text, manifest), text, given=given, mask=named(mask, manifest) if mask else None)
+    return refused(manifest, text, mask) or item
 
 
 def _rows(file: Path | Remote) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from otl.datamodules.headers import Header
 from otl.datamodules.index import Index
 from otl.datamodules.sources.columns import Columns, Kind
 from otl.datamodules.sources.items import Item
+from otl.datamodules.sources.listed import refused
 from otl.trust import public
 
 if TYPE_CHECKING:
@@ -114,9 +115,13 @@ def items(
     known = index.get(key, before)
     if known is None:
         known = [_examined(*row, examine) for row in _rows(file, columns)]
-        index.put(key, before, known)
+        if not any(public(text) != text for row in known for text in (row[2], row[4]) if isinstance(text, str)):
+            index.put(key, before, known)  # else addresses with passwords would be written down
     found, largest = [], dict.fromkeys((row[0] for row in known), 0)
     for number, (group, row, called, texts, masked, *rest) in enumerate(known):
+        if strange := refused(file, None if rest else called, masked):
+            found.append(strange)
+            continue
         of_mask = masked[0] if isinstance(masked, list) else ""
         mask = _mask(file, masked, Cell(file, columns.mask or "", group, row, number, columns.mask or "", of_mask))
         if not rest:

@@ -45,6 +45,39 @@ def test_a_manifest_may_list_urls_and_absolute_paths(tmp_path, searched):
     ]
 
 
+def test_files_outside_of_the_folder_of_a_table_are_read_and_said(tmp_path, searched):
+    """Also those of masks, and in a folder's metadata; what an absolute path names inside of it is nothing special."""
+    photos, own = folder(tmp_path / "photos"), folder(tmp_path / "set")
+    rows = [
+        {"file_name": "../photos/a.png", "mask": ""},
+        {"file_name": str(photos / "b.png"), "mask": ""},
+        {"file_name": str(own / "a.png"), "mask": "../photos/b.png"},
+    ]
+    samples, problems = searched(written(own / "m.csv", rows), Inpaint())
+    assert [sample.path.read_bytes() for sample in samples] == [png(0), png(1), png(0)]
+    (said,) = [problem for problem in problems if "outside of its folder" in problem.message]
+    assert not said.fatal and said.message.startswith(f"{own / 'm.csv'} names 3 files outside")
+    assert said.details == [str(own / "../photos/a.png"), str(photos / "b.png"), str(own / "../photos/b.png")]
+    written(own / "metadata.csv", [{"file_name": "a.png", "mask": "../photos/b.png"}])
+    _, problems = searched(own, Inpaint())
+    assert "metadata.csv names 1 file outside of its folder" in str(problems)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    "address", ["file:///etc/hostname", "reference:///x", "simplecache::file:///a.png", "ssh://me@host/a.png"]
+)
+def test_a_table_names_no_address_that_would_open_other_things(tmp_path, searched, suffix, address):
+    """Neither as an image nor as a mask; fsspec would have gone where it leads, or ended in a traceback."""
+    folder(tmp_path / "photos")
+    rows = [{"file_name": address, "mask": "x"}, {"file_name": "photos/a.png", "mask": address}]
+    samples, problems = searched(written(tmp_path / f"m{suffix}", rows), Inpaint())
+    assert samples == []
+    (broken,) = [problem for problem in problems if problem.key == "data.broken_images"]
+    named = f"it names {address.replace('me@', '')}, and a list may name images by path"
+    assert broken.fatal and [named in line for line in broken.details] == [True, True]
+
+
 def test_a_manifest_elsewhere_lists_what_lies_beside_it(searched):
     lines = "".join(f"{json.dumps({'file_name': name, 'text': name})}\n" for name in ("a.png", "sub/c.png"))
     url = memory("beside", contents() | {"m.jsonl": lines.encode()})

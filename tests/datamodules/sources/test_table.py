@@ -78,6 +78,19 @@ def test_an_image_may_be_bytes_alone_and_a_caption_a_list(tmp_path, searched):
     assert [sample.captions for sample in samples] == [["one 0", "two 0"], ["one 1", "two 1"]]
 
 
+def test_rows_with_paths_alone_are_held_to_the_rules_of_lists(tmp_path, searched):
+    """Which files and addresses a table may name, though other rows have their images; and no secret is kept."""
+    (tmp_path / "set").mkdir()
+    folder(tmp_path / "photos")
+    secret = "memory://me:secret@host/a.png?sig=secret"
+    paths = ["../photos/a.png", "file:///etc/hostname", secret]
+    rows = [ROWS[0], *({"image": {"bytes": None, "path": path}, "text": "x", "id": 9} for path in paths)]
+    samples, problems = searched(parquet(tmp_path / "set" / "t.parquet", rows))
+    assert len(samples) == 2 and "names 1 file outside of its folder" in str(problems)
+    assert "it names file:///etc/hostname" in str(problems) and "secret" not in str(problems)
+    assert all("secret" not in path.read_text() for path in (tmp_path / "cache").rglob("*.jsonl"))
+
+
 def test_a_row_may_have_the_path_of_its_image_alone(tmp_path, searched):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.png").write_bytes(png(3))
