@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -60,6 +61,7 @@ SECRET_VALUE = re.compile(  # of a query, as stores and their signed addresses n
     re.IGNORECASE,
 )
 HIDDEN = "***"
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # errors of one that is full or breaks
 
 
 def refused(key: str, target: str) -> Problem | None:
@@ -108,9 +110,7 @@ def secrets(settings: dict[str, Any]) -> Iterator[Problem]:
             message = "holds an access token, which would be written into the run's folder: leave it out"
             yield Problem(key, f"{message}; the hub is asked with HF_TOKEN of the environment, or after hf auth login")
         elif CREDENTIALS.search(value) or WEB_USER.search(value) or ("://" in value and SECRET_VALUE.search(value)):
-            message = (
-                "holds a password or is a signed address, which would be written into the run's folder: leave it out"
-            )
+            message = "holds a password or signed address, which would be written into the run's folder: leave it out"
             way = "the environment or the configuration of the store's own library"
             yield Problem(key, f"{message}; give it by {way}, or the address in a list of images (.csv), which is not")
 
@@ -159,12 +159,20 @@ def without_tokens(record: logging.LogRecord, known: list[str]) -> logging.LogRe
 def hide_uncaught() -> None:
     """No access token is in the traceback of what nobody catches, in this process and its threads."""
     sys.excepthook = _tell
-    threading.excepthook = lambda each: _tell(each.exc_type, each.exc_value, each.exc_traceback)
+    threading.excepthook = _tell_of_thread
 
 
 def _tell(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     if not issubclass(kind, SystemExit):  # ends a thread without a word
         sys.stderr.write(hide("".join(traceback.format_exception(kind, error, trace)), known_tokens()))
+
+
+def _tell_of_thread(each: threading.ExceptHookArgs) -> None:
+    """A disk that a thread cannot write to is no mistake in a program: one line. Who asked the thread ends for it."""
+    if isinstance(each.exc_value, OSError) and each.exc_value.errno in DISK:
+        sys.stderr.write(hide(f"{each.thread and each.thread.name}: {each.exc_value}\n", known_tokens()))
+    else:
+        _tell(each.exc_type, each.exc_value, each.exc_traceback)
 
 
 def hide(text: str, tokens: list[str]) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import re
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from otl.callbacks.backups import newest
 from otl.callbacks.checkpoint import Checkpoint
@@ -21,6 +25,7 @@ from otl.callbacks.guard import Guard, NonFinite
 from otl.callbacks.metrics import Metrics
 from otl.callbacks.sampling import Sampling
 from otl.formats.files import DiskError
+from otl.trust import hide_uncaught
 
 from .conftest import Run, TinyLoader, TinyModule
 
@@ -263,6 +268,32 @@ def test_a_logger_without_room_keeps_no_checkpoint_from_being_made(
     assert f"{tmp_path}/log cannot be written: No space left on device" in caplog.text
     assert (tmp_path / "run/checkpoints/step-00000002.ckpt").is_file()
     assert column(tmp_path / "run", "step") == ["1", "2", "3"]
+
+
+def test_tensorboards_thread_says_in_one_line_that_it_cannot_write(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error comes later, by Lightning's name for it; checkpoints are made all the same, and the table is whole."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    hide_uncaught()
+    done, write = [], RecordWriter.write
+
+    def until_full(self: Any, data: bytes) -> None:
+        done.append(data)
+        if len(done) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", until_full)
+    logger = TensorBoardLogger(tmp_path, name="", version="tensorboard")
+    with pytest.raises(OSError, match="No space left"):  # of its last flush, when all is done
+        run(Metrics(), Checkpoint(every=2), steps=6, logger=logger)
+    assert column(tmp_path / "run", "step") == ["1", "2", "3", "4", "5", "6"]
+    assert (tmp_path / "run/checkpoints/step-00000006.ckpt").is_file()
+    assert f"{tmp_path}/tensorboard cannot be written: No space left on device" in caplog.text
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"Thread-\d+: \[Errno 28\] No space left on device", line)
 
 
 def test_sampling_is_no_training_time(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
