@@ -24,7 +24,20 @@ from otl.types import Size
 SMALL = 65536  # bytes; what is no image and no larger may be a caption
 AHEAD = 4 * 2**20  # bytes of an archive elsewhere that are read at once
 ZIP_HEADER = struct.Struct("<26xHH")  # before each member: at its end the lengths of name and extra field
-LINK = Header(Size(0, 0), 0, "", 0, "it is a link, which is not followed inside of an archive")
+# What the libraries raise of archives that are damaged, or made to do damage.
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    struct.error,
+    UnicodeDecodeError,
+    NotImplementedError,
+    IndexError,
+    OverflowError,
+)
+LINK = "it is no file but a link or the like, which is not followed inside of an archive"
+LEAVES = "its name leads out of the archive"
+TWICE = "there are several of its name in the archive, and nothing says which is meant"
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,24 @@ class Kept:
         return io.BytesIO(as_bytes(self.content))
 
 
+class Bounded:
+    """An archive as the libraries may read it: no further than it reaches, however much a header says is to come."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size, self.tell = file, size, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self._size - self.tell())
+        return self._file.read(left if count < 0 else min(count, left))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Raises EOFError: the place is outside of the archive."""
+        place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
+        if not 0 <= place <= self._size:
+            raise EOFError("a part of it is said to lie outside of it")
+        return self._file.seek(place)
+
+
 def items(file: Path | Remote, index: Index, examine: Callable[[IO[bytes]], Header], *, inside: str = "") -> list[Item]:
     """The images of an archive, in its order.
 
@@ -103,28 +134,43 @@ def _mask(file: Path | Remote, image: Member, archive: Archive) -> Part | None:
 
 def gone_through(file: Path | Remote, examine: Callable[[IO[bytes]], Header]) -> Archive:
     """Everything that is in an archive."""
-    images, masks, texts, flaw = [], {}, {}, ""
+    images, masks, texts, flaw, names = [], {}, {}, "", set()
     with file.open("rb", buffering=AHEAD if isinstance(file, Remote) else -1) as opened:
         size = opened.seek(0, io.SEEK_END)
         try:
             for bare, content in _members(opened, size, zipped=file.suffix.lower() == ".zip"):
                 member = replace(bare, content=hash_of(content)) if isinstance(content, bytes) else bare
-                if is_picture(member.name):
-                    header = LINK if content is None else content
-                    images.append((member, header if isinstance(header, Header) else examine(io.BytesIO(header))))
+                shown = is_picture(member.name) or is_mask(member.name)
+                if strange := _strange(member.name, names) or LINK * (content is None and shown):
+                    images.append((member, _flawed(strange)))
+                elif is_picture(member.name):
+                    images.append((member, content if isinstance(content, Header) else examine(io.BytesIO(content))))
                 elif is_mask(member.name):
                     masks[member.name] = member
                 elif isinstance(content, bytes):
                     texts[member.name] = as_text(content)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        except DAMAGED as error:
             flaw = f"the archive cannot be read to its end, after {len(images)} images ({error})"
     return Archive(images, masks, texts, flaw)
 
 
+def _flawed(why: str) -> Header:
+    return Header(Size(0, 0), 0, "", 0, why)
+
+
+def _strange(name: str, names: set[str]) -> str:
+    """Why a member of that name is not taken; empty: it is, and its name is among `names` from now on."""
+    if name in names:
+        return TWICE
+    names.add(name)
+    return LEAVES if name.startswith("/") or ".." in name.split("/") else ""
+
+
 def _members(file: IO[bytes], size: int, *, zipped: bool) -> Iterator[tuple[Member, bytes | Header | None]]:
     """The files of an archive that may be needed, with their content or what is wrong; None: of a link."""
-    for member, read in _of_zip(file) if zipped else _of_tar(file, size):
-        hidden = any(part.startswith(".") for part in member.name.split("/"))
+    bounded: Any = Bounded(file, size)
+    for member, read in _of_zip(bounded) if zipped else _of_tar(bounded, size):
+        hidden = any(part.startswith(".") and part != ".." for part in member.name.split("/"))
         if not hidden and (is_picture(member.name) or is_mask(member.name) or member.size <= SMALL):
             yield member, read()
 
@@ -139,7 +185,7 @@ def _of_tar(file: IO[bytes], size: int) -> Iterator[tuple[Member, Callable[[], b
             member = Member(info.name.removeprefix("./"), info.offset_data, info.size)
             if info.isreg():
                 yield member, partial(_read, file, member)
-            elif info.islnk() or info.issym():
+            elif not info.isdir():
                 yield member, lambda: None
     if size % tarfile.BLOCKSIZE:
         raise EOFError("its last block is cut off")
@@ -155,7 +201,7 @@ def _unpacked(file: IO[bytes], member: Member, checksum: int) -> bytes | Header:
     try:
         content = _read(file, member) if member.unpacked is None else inflate(_read(file, member), member.unpacked)
     except ValueError as error:
-        return Header(Size(0, 0), 0, "", 0, str(error))
+        return _flawed(str(error))
     if zlib.crc32(content) != checksum:
         raise zipfile.BadZipFile(f"{member.name} has not the checksum that the archive says")
     return content
@@ -171,7 +217,7 @@ def _of_zip(file: IO[bytes]) -> Iterator[tuple[Member, Callable[[], bytes | Head
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
             file.seek(info.header_offset)
-            start = info.header_offset + 30 + sum(ZIP_HEADER.unpack(file.read(ZIP_HEADER.size)))
+            start = info.header_offset + ZIP_HEADER.size + sum(ZIP_HEADER.unpack(file.read(ZIP_HEADER.size)))
             unpacked = info.file_size if info.compress_type == zipfile.ZIP_DEFLATED else None
             member = Member(info.filename, start, info.compress_size, unpacked)
             yield member, partial(_unpacked, file, member, info.CRC)

@@ -1,13 +1,19 @@
 import io
 import tarfile
+import tempfile
 import tracemalloc
 import zipfile
+from functools import partial
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings, strategies
 
 from otl.config import Inpaint
 from otl.datamodules import files, images
 from otl.datamodules.files import Part, content_hash, hash_of
+from otl.datamodules.headers import Limits, examined
+from otl.datamodules.sources.archive import gone_through
 from tests.datamodules.sources.conftest import NAMES, contents, memory, png, tar
 
 
@@ -16,6 +22,25 @@ def zipped(path, files, compression=zipfile.ZIP_DEFLATED):
         for name, content in files.items():
             archive.writestr(name, content)
     return path
+
+
+def _tarred(form):
+    """With what the formats keep in headers of their own."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for name in ("a.png", f"{'b' * 120}.png", "ü.txt"):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(png(1)), 1.5
+            archive.addfile(info, io.BytesIO(png(1)))
+    return buffer.getvalue()
+
+
+def _zipped(compression):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name in ("a.png", "sub/b.png", "ü.txt"):
+            archive.writestr(name, png(1))
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["tar", "deflated", "stored"])
@@ -111,14 +136,74 @@ def test_an_archive_that_is_cut_off_is_named(tmp_path, searched):
         assert "cannot be read to its end" in problem.details[0] and words in problem.details[0]
 
 
-def test_a_link_inside_of_an_archive_is_named(tmp_path, searched):
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_a_link_or_device_inside_of_an_archive_is_named(tmp_path, searched, kind):
     tar(tmp_path / "a.tar")
     with tarfile.open(tmp_path / "a.tar", "a") as archive:
-        info = tarfile.TarInfo("d.png")
-        info.type, info.linkname = tarfile.LNKTYPE, "a.png"
-        archive.addfile(info)
+        for name in ("d.png", "LICENSE"):  # which nobody asks for
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.png"
+            archive.addfile(info)
     (problem,) = searched(tmp_path / "a.tar")[1]
-    assert "d.png: it is a link" in problem.details[0]
+    (detail,) = problem.details
+    assert "d.png: it is no file but a link or the like" in detail
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_names_that_lead_out_of_an_archive_or_stand_twice_are_refused(tmp_path, searched, kind):
+    """Those that differ in case alone are two: nothing is unpacked onto a disk that may not know the difference."""
+    path, names = (
+        tmp_path / f"a.{kind}",
+        ["/abs.png", "../up.png", "a/../b.png", "A.png", "a.png", "..dots.png", "a.png"],
+    )
+    with tarfile.open(path, "w") if kind == "tar" else zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(names):
+            if kind == "zip":
+                archive.writestr(name, png(number))
+                continue
+            info = tarfile.TarInfo(name)
+            info.size = len(png(number))
+            archive.addfile(info, io.BytesIO(png(number)))
+    samples, problems = searched(path)
+    assert [sample.path.name for sample in samples] == ["A.png", "a.png"]
+    (broken,) = [problem for problem in problems if problem.key == "data.broken_images"]
+    assert [line.removeprefix(f"{path}/").split(": ")[0] for line in broken.details] == [*names[:3], "a.png"]
+    assert sum("leads out of the archive" in line for line in broken.details) == 3
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
+def test_a_header_that_says_terabytes_are_to_come_takes_no_memory(tmp_path, searched, kind):
+    info = tarfile.TarInfo("x.png")
+    info.type, info.size = kind, 2**42
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    tracemalloc.start()
+    assert "the archive cannot be read to its end" in str(searched(tmp_path / "a.tar")[1])
+    assert tracemalloc.get_traced_memory()[1] < 20 * 10**6
+    tracemalloc.stop()
+
+
+WHOLE = [
+    (".tar", _tarred(tarfile.PAX_FORMAT)),
+    (".tar", _tarred(tarfile.GNU_FORMAT)),
+    (".zip", _zipped(zipfile.ZIP_STORED)),
+    (".zip", _zipped(zipfile.ZIP_DEFLATED)),
+]
+
+
+@settings(max_examples=150)
+@given(choice=strategies.sampled_from(WHOLE), draw=strategies.data())
+def test_whatever_is_damaged_or_forged_in_an_archive_is_a_flaw_of_it(choice, draw):
+    suffix, content = choice
+    changed = bytearray(content)
+    last = len(content) - 1
+    places = strategies.integers(0, last) | strategies.integers(last - 200, last)
+    for place in draw.draw(strategies.lists(places, min_size=1, max_size=4)):
+        changed[place] = draw.draw(strategies.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"a{suffix}")
+        path.write_bytes(changed[: draw.draw(strategies.none() | strategies.integers(1, last))])
+        gone_through(path, partial(examined, limits=Limits()))
 
 
 def test_hidden_members_and_labels_are_no_images(tmp_path, searched):
