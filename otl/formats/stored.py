@@ -96,9 +96,24 @@ def in_folder(folder: Path) -> Stored:
         if (file := folder / f"{stem}.safetensors").is_file():
             return in_file(file)
         if (index := folder / f"{stem}.safetensors.index.json").is_file():
-            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return Stored({name: partial(read_one, folder / file, name) for name, file in places.items()})
+            return Stored({name: partial(read_one, folder / file, name) for name, file in shards(index).items()})
     return Stored({})
+
+
+def shards(index: Path) -> dict[str, str]:
+    """Name of a tensor -> the file beside the index that has it.
+
+    Raises:
+        SettingsError: it is no such index, or names a file elsewhere.
+    """
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        strange = [file for file in places.values() if Path(file).name != file or file == ".."]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingsError(f"{index}: no index of weights in several files ({error!r})") from error
+    if strange:
+        raise SettingsError(f"{index}: names weights in {strange[0]}, and they have to lie beside it")
+    return places
 
 
 def of_network(network: nn.Module, found: Mapping[str, Tensor]) -> Stored | None:

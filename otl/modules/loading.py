@@ -20,6 +20,7 @@ from otl.datamodules.files import content_hash, stamp
 from otl.datamodules.index import Index
 from otl.formats.original import config_folder
 from otl.formats.stored import Stored, in_folder, of_network
+from otl.modules.folders import HOW, check_index, read_json, said
 from otl.urls import looks_like_path
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"  # in single files
-HOW = "Give a local one with model.checkpoint=PATH: a diffusers folder (with model_index.json) or a .safetensors file"
 
 
 def load(
@@ -79,7 +79,12 @@ def load_folder(
 ) -> Any:
     check_index(family, folder)
     options = family.pipeline_options | dict.fromkeys(without)
-    return family.pipeline_class.from_pretrained(folder, dtype=dtypes, local_files_only=True, **options)
+    try:
+        return family.pipeline_class.from_pretrained(folder, dtype=dtypes, local_files_only=True, **options)
+    except Exception as error:  # each library has errors of its own
+        raise SettingsError(
+            f"model.checkpoint={folder}: cannot be loaded ({said(error)}): give a whole one of the family in model="
+        ) from error
 
 
 def identity(family: DiffusionModule, known: Index | None = None) -> dict[str, str]:
@@ -181,25 +186,6 @@ def stored(network: nn.Module, source: str, subfolder: str) -> Stored | None:
     return of_network(network, in_folder(folder))
 
 
-def check_index(family: DiffusionModule, folder: Path) -> None:
-    """Refuse a folder that is not a diffusers pipeline, or one without the parts of this family."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise SettingsError(f"model.checkpoint={folder}: the folder has no model_index.json. {HOW}")
-    has = json.loads(index.read_text())
-    lacking = [part for part in family.part_names if not has.get(part) or has[part][0] is None]
-    if lacking:
-        raise SettingsError(
-            f"model.checkpoint={folder}: a {has.get('_class_name')} without {', '.join(lacking)}, "
-            f"which {type(family).__name__} needs: choose the model= that the checkpoint belongs to"
-        )
-    if len(family.text_encoders) == 1 and has.get("text_encoder_2", [None])[0]:
-        raise SettingsError(
-            f"model.checkpoint={folder}: a {has.get('_class_name')} with two text encoders is not a "
-            f"{type(family).__name__}: choose the model= that the checkpoint belongs to"
-        )
-
-
 def load_file(family: DiffusionModule, file: Path, *, dtypes: dict[str, torch.dtype]) -> Any:
     if file.suffix != ".safetensors":
         raise SettingsError(f"model.checkpoint={file}: only .safetensors files are read (others can run code). {HOW}")
@@ -264,11 +250,10 @@ def load_hub(family: DiffusionModule, name: str, *, dtypes: dict[str, torch.dtyp
             name, dtype=dtypes, local_files_only=cached, **family.pipeline_options | dict.fromkeys(without)
         )
     except Exception as error:
-        cause = str(error).strip().splitlines()[0][:200]
         raise SettingsError(
             f"model.checkpoint={name}: not a folder or file here, "
             f"{'incomplete' if cached else 'not'} in the hub's cache ({constants.HF_HUB_CACHE}), "
-            f"and the hub did not give it ({type(error).__name__}: {cause}). {HOW}"
+            f"and the hub did not give it ({said(error)}). {HOW}"
         ) from error
 
 
@@ -301,7 +286,17 @@ class ShapeTokenizer:
 
 
 def meta_part(folder: Path, part_class: Any) -> nn.Module:
-    config = json.loads((folder / "config.json").read_text())
-    if hasattr(part_class, "config_class"):  # transformers
-        return part_class(part_class.config_class(**config)).eval()
-    return part_class.from_config(config).eval()
+    """A network by its config.json, in the dtype and on the device that are the default.
+
+    Raises:
+        SettingsError: there is none, or it describes no such network.
+    """
+    config = read_json(folder / "config.json")
+    try:
+        if hasattr(part_class, "config_class"):  # transformers
+            return part_class(part_class.config_class(**config)).eval()
+        return part_class.from_config(config).eval()
+    except Exception as error:  # whatever a number of another kind or size leads to
+        raise SettingsError(
+            f"{folder / 'config.json'} describes no {part_class.__name__} ({said(error)}): give a whole checkpoint"
+        ) from error

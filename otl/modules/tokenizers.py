@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from otl.config import assets_dir
+from otl.config import SettingsError, assets_dir
 from otl.formats.tokenizer import write_clip_tokenizer
 from otl.methods import vocabulary
+from otl.modules.folders import said
 from otl.modules.loading import quiet
 
 if TYPE_CHECKING:
@@ -65,7 +66,10 @@ def read(folder: Path) -> Any | None:
     from transformers import AutoTokenizer
 
     quiet()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:  # to trust is never asked for: whatever code a checkpoint brings along is not run
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the libraries below have errors of their own
+        raise SettingsError(f"{folder}: there is no tokenizer that can be read ({said(error)})") from error
     return tokenizer if len(tokenizer) > len(tokenizer.all_special_tokens) + 1 else None
 
 

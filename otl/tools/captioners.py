@@ -92,14 +92,14 @@ class Captioner:
 
         where = located(KEY, self.checkpoint) or self.checkpoint
         with explained(KEY, self.checkpoint):
-            kind = transformers.AutoConfig.from_pretrained(where).model_type
+            kind = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
         if kind not in FAMILIES:
             raise SettingsError(f"{KEY}={self.checkpoint}: it is a {kind}; accepted are {', '.join(FAMILIES)}")
         self.family = FAMILIES[kind]
         self.network = pretrained(KEY, self.checkpoint, getattr(transformers, self.family.network_class), dtype=dtype)
         self.network.to(device)
         with explained(KEY, self.checkpoint):
-            self.processor = transformers.AutoProcessor.from_pretrained(where)
+            self.processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
         self.family.prepare(self.processor, self.network, self.prompt)
 
     @torch.inference_mode()

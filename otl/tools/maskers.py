@@ -48,13 +48,13 @@ class TextMasker:
             )
         where = located(KEY, self.checkpoint) or self.checkpoint
         with explained(KEY, self.checkpoint):
-            kind = transformers.AutoConfig.from_pretrained(where).model_type
+            kind = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False).model_type
         if kind != "clipseg":
             raise SettingsError(f"{KEY}={self.checkpoint}: it is a {kind}; accepted is clipseg")
         kind = transformers.CLIPSegForImageSegmentation
         self.network = pretrained(KEY, self.checkpoint, kind, dtype=torch.float32).to(device)
         with explained(KEY, self.checkpoint):
-            self.processor = transformers.AutoProcessor.from_pretrained(where)
+            self.processor = transformers.AutoProcessor.from_pretrained(where, trust_remote_code=False)
         longest = self.network.config.text_config.max_position_embeddings
         for prompt in self.prompts:
             if len(self.processor.tokenizer(prompt)["input_ids"]) > longest:

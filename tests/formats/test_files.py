@@ -1,6 +1,7 @@
 """Files appear whole or not at all, and are on the disk before they have their name."""
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from otl.config import SettingsError
+from otl.formats import stored
 from otl.formats.files import DiskError, read, sweep, whole, whole_folder, write
 
 
@@ -191,3 +194,40 @@ def test_what_needs_more_room_than_there_is_is_not_begun(tmp_path, monkeypatch, 
     with nullcontext() if free == 400 else pytest.raises(DiskError, match="No space left on device, it needs 0 kB"):
         write(tmp_path / "a.safetensors", {"a": torch.zeros(100)}, {})
     assert (tmp_path / "a.safetensors").exists() == (free == 400)
+
+
+def laid(shape, start, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+FORGED = {
+    "overlapping": json.dumps({"a": laid([8], 0, 32), "b": laid([8], 16, 48)}),
+    "out of range": json.dumps({"a": laid([2**20], 0, 2**22)}),
+    "a hole": json.dumps({"a": laid([4], 48, 64)}),
+    "negative": json.dumps({"a": laid([-4, -4], 0, 64)}),
+    "another length": json.dumps({"a": laid([3], 0, 64)}),
+    "overflow": json.dumps({"a": laid([2**40, 2**40], 0, 64)}),
+    "twice": f'{{"a": {json.dumps(laid([8], 0, 32))}, "a": {json.dumps(laid([8], 32, 64))}}}',
+    "no dtype": json.dumps({"a": laid([16], 0, 64, "X32")}),
+    "no words": json.dumps({"__metadata__": {"x": 1}, "a": laid([16], 0, 64)}),
+    "deep": '{"a":' + "[" * 10**5 + "]" * 10**5 + "}",
+    "a list": "[]",
+}
+
+
+@pytest.mark.parametrize("header", FORGED.values(), ids=FORGED)
+def test_a_header_that_cannot_be_true_is_refused(tmp_path, header):
+    """Of adapters, embeddings, checkpoints: before anything is allocated for what it says."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(64))
+    for way in (read, stored.in_file):
+        with pytest.raises(SettingsError, match=r"a\.safetensors: not a whole safetensors file"):
+            way(path)
+
+
+@pytest.mark.parametrize("length", [99 * 10**6, 2**62, 2**64 - 1])
+def test_a_header_that_says_it_is_endless_is_refused(tmp_path, length):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{}" + bytes(64))
+    with pytest.raises(SettingsError, match="not a whole safetensors file"):
+        read(path)
