@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ from otl.cli import PluginConf, spelled_out
 from otl.config import register
 from otl.mistakes import compose_settings
 
+# Of tests with `trainer.deterministic=true`: cuBLAS reads it when the first of all tests is on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # The same examples on every machine and in every run; a failure is repeated by running the test again.
 hypothesis.settings.register_profile("otl", derandomize=True, database=None, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("otl")

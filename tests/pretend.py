@@ -1,7 +1,8 @@
 """A device that keeps its numbers in the CPU's memory and is as particular as a GPU, for machines that have none.
 
-An operation that is given tensors of two devices raises, and whatever the CPU would have to wait for is noted. It is
-torch's backend in Python (`privateuseone`), which a process keeps once it has it: call it by the fixture `apart`.
+An operation that is given tensors of two devices raises, as does one that no GPU can do deterministically; whatever the
+CPU would have to wait for is noted. It is torch's backend in Python (`privateuseone`), which a process keeps once it
+has it: call it by the fixture `apart`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,24 @@ aten = torch.ops.aten
 COPY, MOVE = aten.copy_.default, aten._to_copy.default
 TABLES = {aten.index.Tensor, aten.index_put_.default}
 WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten._linalg_check_errors.default}
+# Of docs.pytorch.org, torch.use_deterministic_algorithms: what raises on a GPU.
+UNDETERMINED = set(
+    "avg_pool3d_backward _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward adaptive_max_pool2d_backward "
+    "fractional_max_pool2d_backward fractional_max_pool3d_backward max_unpool2d max_unpool3d "
+    "upsample_linear1d_backward upsample_bilinear2d_backward upsample_bicubic2d_backward upsample_trilinear3d_backward "
+    "_upsample_bilinear2d_aa_backward _upsample_bicubic2d_aa_backward reflection_pad1d_backward "
+    "reflection_pad2d_backward reflection_pad3d_backward nll_loss_forward nll_loss2d_forward _ctc_loss_backward "
+    "_embedding_bag_dense_backward put_ histc bincount grid_sampler_2d_backward grid_sampler_3d_backward".split()
+)
 waits: list[str] = []  # what the CPU has waited for, and where it was asked for
 
 
 class MixedDevices(RuntimeError):
     """Tensors of the CPU and of the device in one operation."""
+
+
+class Undetermined(RuntimeError):
+    """An operation without a deterministic kernel on a GPU."""
 
 
 class Placed(Tensor):
@@ -83,6 +97,8 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if placed:
         require_one_device(func, args, plain)
+    if undetermined(func, args):
+        raise Undetermined(f"{func} {where()}")
     if kwargs.get("generator") is not None:
         raise MixedDevices(f"{func}: a generator of the CPU cannot draw on the device")
     if waited(func, args, kwargs, placed=placed, there=there):
@@ -121,7 +137,13 @@ def require_one_device(func: Any, args: Any, plain: list[Tensor]) -> None:
     """A single number may lie on the CPU, and so may what a table on the device is looked up by."""
     if func is COPY or all(each.dim() == 0 for each in plain) or (func in TABLES and isinstance(args[0], Placed)):
         return
-    raise MixedDevices(f"{func}: {[tuple(each.shape) for each in plain]} on the CPU, the rest on the device {where()}")
+    raise MixedDevices(f"{func}: {tuple(plain[0].shape)} on the CPU, others on the device {where()}")
+
+
+def undetermined(func: Any, args: Any) -> bool:
+    if func is aten.cumsum.default:
+        return bool(args[0].is_floating_point())
+    return func is aten.median.dim or func.overloadpacket.__name__ in UNDETERMINED
 
 
 def waited(func: Any, args: Any, kwargs: dict[str, Any], *, placed: bool, there: bool) -> bool:

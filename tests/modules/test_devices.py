@@ -1,4 +1,5 @@
-"""On a device that is not the CPU: nothing is mixed up, a step waits for nothing, and the loss is that of the CPU.
+"""On a device that is not the CPU: nothing is mixed up, a step waits for nothing, and the loss is that of the CPU; nor
+does it do what no GPU can do deterministically.
 
 The device is `tests/pretend.py`. Functions that are no tests run in the process of the fixture `apart`.
 """
@@ -214,7 +215,15 @@ def looked_up() -> None:
         torch.zeros(3)[torch.zeros(2, dtype=torch.long, device=device)]
 
 
-@pytest.mark.parametrize("wrong", [mixed_up, looked_up])
-def test_what_a_gpu_would_refuse_is_refused(apart, wrong):
-    with pytest.raises(pretend.MixedDevices):
+def summed_up() -> None:
+    with pretend.pretended() as device:
+        torch.zeros(3, device=device).cumsum(0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [(mixed_up, pretend.MixedDevices), (looked_up, pretend.MixedDevices), (summed_up, pretend.Undetermined)],
+)
+def test_what_a_gpu_would_refuse_is_refused(apart, wrong, error):
+    with pytest.raises(error):
         apart(wrong)
