@@ -14,6 +14,7 @@ from otl.augmentation import without_effect
 from otl.choices import not_chosen
 from otl.config import Problem, SettingsError
 from otl.method_conflicts import of_method
+from otl.model_conflicts import of_model
 from otl.objective_conflicts import of_objective
 from otl.places import of_places
 from otl.ranges import out_of_range
@@ -101,6 +102,8 @@ def check(cfg: DictConfig) -> list[Problem]:
     problems += _unless_known([*found, *conflicts.of_data(data), *of_training(settings)], problems)
     if not any(problem.key.startswith(("method", "model")) for problem in problems):  # else they have no types to trust
         problems += of_method(settings)
+    known = {problem.key for problem in problems}
+    problems += _unless_known(list(of_model(settings, known)), problems)
     return problems
 
 
@@ -152,6 +155,10 @@ def _untyped(node: DictConfig, prefix: str) -> Iterator[Problem]:
     """Keys that `++` forced into the typed settings, and lists in lists of texts."""
     kind = OmegaConf.get_type(node)
     known = [one.name for one in fields(kind)] if is_dataclass(kind) else None
+    for name in known or ():
+        if name not in node:
+            message = "cannot be taken away, because OTL reads it: leave it out, or give it another value"
+            yield Problem(joined(prefix, name), message)
     for key in node:
         full = joined(prefix, key)
         if known is not None and key not in known:

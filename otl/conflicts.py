@@ -182,13 +182,12 @@ OF_CLASS_IMAGES = _filled(shared_captions(ConceptType.regularisation, CaptionOpt
 
 def of_captions(data: dict[str, Any]) -> Iterator[Problem]:
     """What is wrong with `data.captions`, those of the concepts, and what belongs to them."""
-    common = {name: _plain(value) for name, value in (data.get("captions") or {}).items()}
-    concepts = {name: each for name, each in (data.get("concepts") or {}).items() if isinstance(each, dict)}
+    common, concepts = _common(data), _concepts(data)
     own = {name: _own(concept) for name, concept in concepts.items()}
     if Unknown in common.values() or any(Unknown in each.values() for each in own.values()):
         return
     apart = {name for name, each in concepts.items() if each.get("type") == ConceptType.regularisation}
-    merged = {name: (OF_CLASS_IMAGES if name in apart else DEFAULTS | common) | each for name, each in own.items()}
+    merged = merged_captions(data)
     sharing = [options for name, options in merged.items() if name not in apart]
     sharing += [DEFAULTS | common] if data.get("path") or not concepts else []
     yield from _check("data.captions", common, sharing)
@@ -201,6 +200,30 @@ def of_captions(data: dict[str, Any]) -> Iterator[Problem]:
     ):
         needed = "data.cache=true, and shuffle, tag_dropout, capitals or wildcards of data.captions"
         yield Problem("data.caption_variants", f"{variants} would have no effect: it needs {needed}")
+
+
+def merged_captions(data: dict[str, Any]) -> dict[str, Options]:
+    """Concept -> the options of its captions, complete."""
+    common = DEFAULTS | _common(data)
+    return {
+        name: (OF_CLASS_IMAGES if each.get("type") == ConceptType.regularisation else common) | _own(each)
+        for name, each in _concepts(data).items()
+    }
+
+
+def _common(data: dict[str, Any]) -> Options:
+    return {name: _plain(value) for name, value in (data.get("captions") or {}).items()}
+
+
+def _concepts(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: each for name, each in (data.get("concepts") or {}).items() if isinstance(each, dict)}
+
+
+def prompts_read(data: dict[str, Any]) -> dict[str, bool]:
+    """Options of captions by their name -> whether prompts are among the sources."""
+    found = {"data.captions": DEFAULTS | _common(data)} if data.get("path") else {}
+    found |= {f"data.concepts.{name}.captions": each for name, each in merged_captions(data).items()}
+    return {key: "prompt" in options["sources"] for key, options in found.items()}
 
 
 def _own(concept: dict[str, Any]) -> Options:

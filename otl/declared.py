@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from otl.sources import MAX_DEPTH, Module, NoSuchName, Unclear, bases, find_module, lookup
+from otl.sources import MAX_DEPTH, Module, NoSuchName, Unclear, attribute, bases, find_module, lookup
 
 
 def declared(target: str, name: str) -> Any:
@@ -23,6 +23,18 @@ def declared(target: str, name: str) -> Any:
         return _value(owner, expression, {}, 0)
     except NoSuchName as error:
         raise Unclear(f"{target}.{name}") from error
+
+
+def written_in(target: str, method: str) -> str:
+    """The module in whose source a class's method stands: its own, or that of the first base that has it.
+
+    Raises:
+        Unclear: the sources do not tell.
+    """
+    try:
+        return attribute(*_class(target), method)[0].name
+    except NoSuchName as error:
+        raise Unclear(f"{target}.{method}") from error
 
 
 def descends(target: str, ancestor: str) -> bool:

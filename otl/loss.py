@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from otl.config import HuberSchedule, Loss, LossWeight, SettingsError
+from otl.config import HuberSchedule, Loss, LossWeight
 from otl.moving import per_sample
 from otl.types import Noise
 
@@ -128,25 +128,6 @@ def sigma_weight(snr: Tensor) -> Tensor:
     OneTrainer's SIGMA: little weight where a flow is nearly the picture.
     """
     return 1 / (1 + snr.sqrt())
-
-
-def refuse(options: Loss, prediction: str) -> None:
-    """Weights that mean nothing for what the denoiser predicts.
-
-    Raises:
-        SettingsError: weights by signal to noise ratio with a flow, or by sigma without one.
-    """
-    flow, weight = prediction == "flow", options.weight.value
-    if flow and options.weight in (LossWeight.min_snr, LossWeight.debiased, LossWeight.p2):
-        raise SettingsError(
-            f"loss.weight={weight} is made for predictions of the noise, of v or of the picture; this model predicts a "
-            "flow, from the picture to noise. Set loss.weight=constant or loss.weight=sigma"
-        )
-    if not flow and options.weight is LossWeight.sigma:
-        raise SettingsError(
-            f"loss.weight=sigma is made for models that predict a flow; this one's prediction is {prediction}. "
-            "Set loss.weight to constant, min_snr, debiased or p2"
-        )
 
 
 def position_weights(mask: Tensor, size: tuple[int, int], *, unmasked: float, normalize: bool) -> Tensor:

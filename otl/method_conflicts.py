@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from otl.config import CheckpointFormat, LoraFormat, Output, Problem, SettingsError
+from otl.config import CheckpointFormat, ConceptType, LoraFormat, Output, Problem, SettingsError
+from otl.conflicts import prompts_read
 from otl.declared import declared, descends
 from otl.methods import forms, parts, patterns, specs, templates
-from otl.signatures import Unknown, signature
+from otl.signatures import signature, unclear
 from otl.sources import Unclear
 from otl.wording import show
 
@@ -24,12 +25,12 @@ INPAINT = "otl.methods.inpaint.Inpaint"
 
 def of_method(settings: dict[str, Any]) -> Iterator[Problem]:
     """What is wrong with the method's settings beside those of model and output, where each has its right type."""
-    method, model, output = (settings.get(group) or {} for group in ("method", "model", "output"))
+    method, model = (settings.get(group) or {} for group in ("method", "model"))
     if not all(isinstance(group, dict) and "_target_" in group for group in (method, model)) or unclear(method):
         return
-    for check in (check_parts, check_layers, check_embeddings, check_files):
+    for check in (check_parts, check_layers, check_embeddings, check_files, check_templates, check_priors):
         try:
-            check(method, model["_target_"], output)
+            check(method, model["_target_"], settings)
         except Unclear:
             continue  # told when the method is made
         except SettingsError as error:
@@ -37,13 +38,7 @@ def of_method(settings: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(key, message)
 
 
-def unclear(value: Any) -> bool:
-    """Whether some of a value is known only once the run has a folder."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return value is Unknown or any(map(unclear, inner))
-
-
-def check_parts(method: dict[str, Any], family: str, output: dict[str, Any]) -> None:
+def check_parts(method: dict[str, Any], family: str, settings: dict[str, Any]) -> None:
     """The parts that train, and the preset of their layers."""
     chosen = parts.chosen_parts(given(method), accepted=declared(method["_target_"], "part_settings"))
     presets = declared(family, "lora_targets")
@@ -70,7 +65,7 @@ def trainable(kind: str, family: str) -> list[str]:
     raise Unclear(kind)
 
 
-def check_layers(method: dict[str, Any], family: str, output: dict[str, Any]) -> None:
+def check_layers(method: dict[str, Any], family: str, settings: dict[str, Any]) -> None:
     """Patterns, what they are given, and the file whose layers go on."""
     sizes = next((name for name in ("ranks", "block_sizes") if name in method), None)
     for setting in ("targets", "exclude", *([sizes] if sizes else [])):
@@ -82,7 +77,7 @@ def check_layers(method: dict[str, Any], family: str, output: dict[str, Any]) ->
         patterns.starting_file(method.get("from_file"), method.get("targets") or [])
 
 
-def check_embeddings(method: dict[str, Any], family: str, output: dict[str, Any]) -> None:
+def check_embeddings(method: dict[str, Any], family: str, settings: dict[str, Any]) -> None:
     """The new words, and what is only for them."""
     accepted = signature(method["_target_"]).parameters
     if "embeddings" not in accepted:
@@ -94,15 +89,39 @@ def check_embeddings(method: dict[str, Any], family: str, output: dict[str, Any]
         specs.require(words, "method.bundle_embeddings=true")
     if accepted["embeddings"].required:
         specs.require(words, "method.embeddings")
-    specs.refuse_name(words, output.get("name", Output.name))
+    specs.refuse_name(words, (settings.get("output") or {}).get("name", Output.name))
+    for each in words.values():
+        specs.require_file(each)
 
 
-def check_files(method: dict[str, Any], family: str, output: dict[str, Any]) -> None:
+def check_files(method: dict[str, Any], family: str, settings: dict[str, Any]) -> None:
     """Whether there is such a form of the model to train, and of the file to write."""
-    kind, name = method["_target_"], family.rpartition(".")[2]
+    kind, name, output = method["_target_"], family.rpartition(".")[2], settings.get("output") or {}
     if descends(kind, FINETUNE) and output.get("checkpoint_format") is CheckpointFormat.single_file:
         forms.require_single_file(name, written=declared(family, "writes_file"))
     if descends(kind, ADAPTER) and output.get("format") is LoraFormat.peft:
         forms.require_peft(written=declared(kind, "writes_peft"))
     if descends(kind, INPAINT) and declared(family, "inpaint_pipeline_class") is None:
         forms.require_inpainting(name, there=False)
+
+
+def check_templates(method: dict[str, Any], family: str, settings: dict[str, Any]) -> None:
+    """Whether the sentences are read, where there are any for the images of a concept."""
+    if not method.get("templates") or "embeddings" not in signature(method["_target_"]).parameters:
+        return
+    sentences = templates.chosen(method["templates"])
+    placeholders = {name: each.placeholder for name, each in specs.parse(method.get("embeddings")).items()}
+    for key, read in prompts_read(settings.get("data") or {}).items() if placeholders else ():
+        concept = "data" if key == "data.captions" else key.split(".")[2]
+        if templates.captions(sentences, placeholders, concept):
+            templates.require_source(key, read=read)
+
+
+def check_priors(method: dict[str, Any], family: str, settings: dict[str, Any]) -> None:
+    """Whether the frozen model can be asked, where a concept's target is what it predicts."""
+    kind = method["_target_"]
+    if not kind.startswith("otl."):
+        raise Unclear(kind)
+    for name, concept in ((settings.get("data") or {}).get("concepts") or {}).items():
+        if concept.get("type") == ConceptType.prior and concept.get("enabled", True):
+            forms.require_adapters(name, kind.rpartition(".")[2], there=descends(kind, ADAPTER))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from otl import rng
-from otl.config import NoiseOptions, SettingsError
+from otl import agreement, rng
+from otl.config import NoiseOptions
 from otl.moving import per_sample, to_like
 from otl.types import Noise
 
@@ -194,11 +194,7 @@ def last_snr(schedule: Noise) -> float:
     Raises:
         SettingsError: it is 0, so that the offset would be 0 at every other step.
     """
-    if ends_in_noise(schedule):
-        raise SettingsError(
-            "noise.offset_generalized=true does not go with a schedule that ends in pure noise (zero terminal SNR, or "
-            "a flow): its strength is relative to that of the last step. Set noise.offset_generalized=false"
-        )
+    agreement.require_offset(pure=ends_in_noise(schedule))
     return snr_at_the_end(schedule)
 
 

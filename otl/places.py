@@ -117,7 +117,8 @@ def _check_weights(settings: dict[str, Any], task: Any) -> Iterator[Problem]:
     asked = {f"{tool}.checkpoint": (settings.get(tool) or {}).get("checkpoint")}
     if str(model.get("_target_")).startswith("otl.") and task not in (CAPTION, MASK):
         asked = {f"model.{name}": model.get(name) for name in ("checkpoint", "decoder", "effnet", "text_encoder")}
-    for key, source in asked.items() if task in LOADING_TASKS else ():
+    loads = task in LOADING_TASKS and not (task == CACHE and settings["task"].get("action") != "fill")
+    for key, source in asked.items() if loads else ():
         if not isinstance(source, str) or not source:
             continue
         local = looks_like_path(source) if key == "model.checkpoint" else is_place(source) or source.endswith(".onnx")

@@ -63,7 +63,7 @@ SHARE = Range(0, 1)
 COUNT = Range(1)
 POSITIVE = Range(0, low_excluded=True)
 STOP = replace(POSITIVE, or_epochs=True, or_share=True)
-PIXELS = Range(64, multiple=8, whole=True)
+PIXELS = Range(64, 16384, multiple=8, whole=True)
 BATCHES = Range(0, or_share=True)
 TURN, HALF_TURN = Range(-180, 180), Range(0, 180)
 AUGMENT = {

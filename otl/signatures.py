@@ -202,6 +202,12 @@ def _subscripted(module: Module, node: ast.Subscript, depth: int) -> tuple[Type,
     return ANY
 
 
+def unclear(value: Any) -> bool:
+    """Whether some of a value is known only once the run has a folder."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is Unknown or any(map(unclear, inner))
+
+
 def fits(value: Any, one: Type) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match one.kind:

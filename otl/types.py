@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from otl.config import Problem as Problem
 from otl.epochs import StopAfter
+from otl.sizes import Crop as Crop
+from otl.sizes import Size as Size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,27 +29,6 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 Cond = dict[str, Tensor]
 """What a family's text encoders give; axis 0 is the batch."""
-
-
-class Size(NamedTuple):
-    """Height and width in pixels."""
-
-    h: int
-    w: int
-
-    @property
-    def area(self) -> int:
-        return self.h * self.w
-
-    def __str__(self) -> str:
-        return f"{self.h}x{self.w}"
-
-
-class Crop(NamedTuple):
-    """The offset of a crop in the scaled image, in pixels."""
-
-    top: int
-    left: int
 
 
 class Batch(NamedTuple):

@@ -196,7 +196,11 @@ def test_all_problems_are_reported_at_once(settings: Callable[..., DictConfig]) 
         (["method=lokr", "method.factor=0"], "method.factor", "at least 2, or -1"),
         (["method=lokr", "method.factor=-2"], "method.factor", "at least 2, or -1"),
         (["model=wuerstchen", "model.p2_gamma=-1"], "model.p2_gamma", "at least 0"),
-        (["model=sd21", "model.native_resolution=0"], "model.native_resolution", "at least 64, a multiple of 8"),
+        (
+            ["model=sd21", "model.native_resolution=0"],
+            "model.native_resolution",
+            "at least 64 and at most 16384, a multiple of 8",
+        ),
         (["trainer.devices='0,x'"], "trainer.devices", "a list: numbers of GPUs from 0"),
         (["optimizer.lr=null"], "optimizer.lr", "null is not a number"),
         (["optimizer.lr=[1]"], "optimizer.lr", "[1] is not a number"),
@@ -206,7 +210,7 @@ def test_all_problems_are_reported_at_once(settings: Callable[..., DictConfig]) 
         (
             ["data.resolution=512.0"],
             "data.resolution",
-            "a whole number, at least 64, a multiple of 8; did you mean 512?",
+            "at most 16384, a multiple of 8; did you mean 512?",
         ),
         (["data.resolution={a: 1}"], "data.resolution", "is not a number"),
         (["trainer.max_steps=1.5"], "trainer.max_steps", "a whole number, at least 1"),
@@ -263,9 +267,23 @@ def test_masks_that_cannot_be_made_are_refused(settings, lines, key, text):
 
 def test_settings_of_masks_that_make_sense_are_accepted(settings, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    masks = ["inpaint.masks=both", f"data.mask_folder={tmp_path}", "inpaint.whole=1", "inpaint.resize=area"]
+    masks = [
+        "model=sd15_inpaint",
+        "inpaint.masks=both",
+        f"data.mask_folder={tmp_path}",
+        "inpaint.whole=1",
+        "inpaint.resize=area",
+    ]
     assert (
-        check(settings("data.path=.", *masks, f"sample.image=[{tmp_path}/a.png]", f"sample.mask={tmp_path}/a.png"))
+        check(
+            settings(
+                "data.path=.",
+                "model=sd15_inpaint",
+                *masks,
+                f"sample.image=[{tmp_path}/a.png]",
+                f"sample.mask={tmp_path}/a.png",
+            )
+        )
         == []
     )
 

@@ -11,8 +11,8 @@ import pytest
 from otl.config import PACKAGE
 
 FLOORS = [  # from the ground up; those on one floor do not import each other, but a module may import its own folder
-    {"aliases", "config", "wording", "quiet", "epochs"},
-    {"augmentation", "registry", "sources", "types", "rng", "outcomes", "urls", "moving"},
+    {"sizes", "aliases", "config", "wording", "quiet", "epochs"},
+    {"agreement", "augmentation", "registry", "sources", "types", "rng", "outcomes", "urls", "moving"},
     {"signatures", "declared", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
     {
         "methods",
@@ -26,7 +26,7 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
         "choices",
         "overrides",
     },
-    {"modules", "method_conflicts"},
+    {"modules", "method_conflicts", "model_conflicts"},
     {"callbacks", "tools"},
     {"check"},
     {"tasks", "mistakes"},
@@ -38,7 +38,7 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 WITHOUT_TORCH = (
     "aliases config augmentation registry wording quiet sources signatures declared sweeps trust ranges places "
     "conflicts objective_conflicts method_conflicts training_conflicts check mistakes outcomes cli schedules urls "
-    "epochs choices overrides"
+    "epochs choices overrides agreement sizes model_conflicts"
 ).split()
 
 

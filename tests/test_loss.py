@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from otl import loss
-from otl.config import HuberSchedule, Loss, LossMix, LossType, LossWeight, SettingsError
+from otl.config import HuberSchedule, Loss, LossMix, LossType, LossWeight
 from otl.noise import Discrete
 
 TYPES = ("mse", "mae", "huber", "log_cosh")
@@ -176,25 +176,6 @@ def test_the_settings_choose_the_weights():
 def test_the_prediction_of_the_schedule_decides_about_its_weights():
     v = loss.timestep_weight(Loss(weight=LossWeight.p2), Discrete(BARS, "v_prediction"), T)
     torch.testing.assert_close(v, 1 / (2 + BARS / (1 - BARS)))
-
-
-@pytest.mark.parametrize("weight", ["min_snr", "debiased", "p2"])
-def test_weights_by_snr_are_refused_for_a_flow(weight):
-    with pytest.raises(SettingsError, match=rf"loss\.weight={weight} .*flow.*loss\.weight=constant"):
-        loss.refuse(Loss(weight=LossWeight[weight]), "flow")
-    loss.refuse(Loss(weight=LossWeight[weight]), "epsilon")
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_sigma_is_refused_without_a_flow(prediction):
-    with pytest.raises(SettingsError, match=rf"loss\.weight=sigma .*{prediction}.*min_snr"):
-        loss.refuse(Loss(weight=LossWeight.sigma), prediction)
-    loss.refuse(Loss(weight=LossWeight.sigma), "flow")
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow"])
-def test_constant_weights_go_with_everything(prediction):
-    loss.refuse(Loss(), prediction)
 
 
 def half(size=4):

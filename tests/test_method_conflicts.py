@@ -65,9 +65,36 @@ def test_the_presets_of_every_family_are_known_and_its_own() -> None:
         assert "did you mean attn-mlp?" in message
 
 
+PRIOR = ["data.concepts.a.path=.", "data.concepts.a.type=prior"]
+CAT = "method.embeddings.cat.init=cat"
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "text"),
+    [
+        ([*PRIOR, "method=finetune"], "data.concepts.a.type=prior", "Finetune has none"),
+        ([*PRIOR, "method=embedding", CAT], "data.concepts.a.type=prior", "Embedding has none"),
+        (
+            [CAT, "method.templates=object", "data.captions.sources=[file]"],
+            "method.templates",
+            "data.captions.sources has no prompt",
+        ),
+        (["method.embeddings.cat.file=none.pt"], "method.embeddings.cat.file=none.pt", "there is no such file"),
+    ],
+)
+def test_what_method_and_data_contradict_is_refused(
+    settings: Callable[..., DictConfig], lines: list[str], key: str, text: str
+) -> None:
+    found = {problem.key: problem.message for problem in check(settings("data.path=.", *lines))}
+    assert list(found) == [key] and text in found[key]
+
+
 @pytest.mark.parametrize(
     "lines",
     [
+        PRIOR,
+        [*PRIOR, "data.concepts.a.enabled=false", "method=finetune"],
+        [CAT, "method.templates=object"],
         ["method.parts={text_encoder: {lr: 1e-5}, denoiser: null}"],
         ["method.parts.text_encoder.stop_after='2 epochs'"],
         ["method.embeddings.cat.init=cat", "method.templates=['a photo of {}']", "method.bundle_embeddings=true"],

@@ -112,7 +112,7 @@ def test_generalized_offset_is_balanced():
 
 
 def test_generalized_offset_is_refused_where_the_last_step_is_pure_noise():
-    with pytest.raises(SettingsError, match=r"noise\.offset_generalized=true .*zero terminal SNR"):
+    with pytest.raises(SettingsError, match=r"noise\.offset_generalized=true: .*zero terminal SNR"):
         noise.last_snr(noise.Discrete(noise.zero_terminal_snr(SD)))
 
 

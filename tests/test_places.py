@@ -47,7 +47,13 @@ def test_weights_that_are_to_lie_on_a_disk_lie_there(settings, lines, key):
 
 
 @pytest.mark.parametrize(
-    "lines", [["task=plan", "model.checkpoint=none.safetensors"], ["model=stable_cascade"], ["model.checkpoint=a/b"]]
+    "lines",
+    [
+        ["task=plan", "model.checkpoint=none.safetensors"],
+        ["model=stable_cascade"],
+        ["model.checkpoint=a/b"],
+        ["task=cache", "task.action=show", "model.checkpoint=none"],
+    ],
 )
 def test_a_plan_needs_no_weights_and_the_hub_has_others(settings, lines):
     assert check(settings("data.path=.", *lines)) == []

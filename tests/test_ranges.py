@@ -26,7 +26,6 @@ def found(settings, *lines: str) -> dict[str, str]:
         [HUBER, "loss.huber_delta=0.1", "loss.huber_schedule=exponential"],
         ["loss.weight=min_snr", "loss.gamma=3"],
         ["loss.weight=p2", "loss.gamma=0.5"],
-        ["loss.weight=sigma"],
         ["loss.masked=true", "loss.unmasked_weight=0", "loss.normalize_masked_area=true"],
         ["noise.offset=0.1", "noise.offset_random_strength=true", "noise.offset_generalized=true"],
         ["noise.multires_iterations=6", "noise.multires_discount=0.2"],

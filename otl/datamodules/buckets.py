@@ -1,41 +1,17 @@
-"""Aspect buckets: the sizes of a resolution, the nearest of them, and the cut that fills it. Pure geometry."""
+"""Aspect buckets: the nearest of the sizes, and the cut that fills it. Pure geometry."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from otl.types import Crop, Size
+from otl.sizes import Crop, Size
 
 Ints = NDArray[Any]
-
-ASPECTS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4)  # long side / short side
-
-
-def grid(resolution: int, step: int) -> list[Size]:
-    """The buckets of a resolution, from wide to tall.
-
-    Args:
-        resolution: pixels per side of the square whose area all buckets have, nearly.
-        step: every side is a multiple of it, pixels.
-    """
-    sizes = {_rounded(1, aspect, resolution, step) for aspect in ASPECTS}
-    sizes |= {_rounded(aspect, 1, resolution, step) for aspect in ASPECTS}
-    return ordered(sizes)
-
-
-def square(resolution: int, step: int) -> list[Size]:
-    """The one bucket of a run without aspect buckets."""
-    return [_rounded(1, 1, resolution, step)]
-
-
-def ordered(sizes: Iterable[Size]) -> list[Size]:
-    """From wide to tall, each once."""
-    return sorted(set(sizes), key=lambda size: (size.h / size.w, size))
 
 
 def nearest(size: Size, sizes: Sequence[Size]) -> Size:
@@ -83,9 +59,3 @@ def cropped_fraction(size: Size, bucket: Size) -> float:
     """The share of the image's area that the bucket does not show, 0..1."""
     factor = scale(size, bucket)
     return max(0.0, 1 - bucket.area / (size.area * factor * factor))
-
-
-def _rounded(h: float, w: float, resolution: int, step: int) -> Size:
-    """A ratio -> the size of the resolution's area; Python's rounding, halves to even, as OneTrainer does."""
-    side = math.sqrt(h * w)
-    return Size(*(max(step, round(each / side * resolution / step) * step) for each in (h, w)))

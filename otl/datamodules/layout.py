@@ -10,9 +10,10 @@ from functools import cached_property
 import numpy as np
 from omegaconf import DictConfig
 
+from otl import rng
 from otl.config import Data
 from otl.datamodules import buckets as geometry
-from otl.datamodules import shapes
+from otl.datamodules import grid, shapes
 from otl.datamodules.buckets import Ints
 from otl.datamodules.samples import Samples
 from otl.types import Crop, Problem, Sample, Size
@@ -86,7 +87,7 @@ def layout(images: Sequence[Sample], data: Data | DictConfig, *, resolution: int
     fit, problems = _within_limits(images, sizes, data)
     asked = _by_resolution(images, fit, data, shapes.by_concept(data, resolution, step), seed)
     ladders = {each: shapes.ladder(data, each, step) for each in asked}
-    buckets = geometry.ordered(size for rungs in ladders.values() for rung in rungs for size in rung)
+    buckets = grid.ordered(size for rungs in ladders.values() for rung in rungs for size in rung)
     found = [
         _descended(sizes, np.array(numbers), ladders[each], buckets, enlarge=not data.no_upscale)
         for each, numbers in asked.items()
@@ -115,9 +116,14 @@ def _by_resolution(
     found: dict[int, list[int]] = {}
     for number in fit.tolist():
         asked = among[images.concept(number)]
-        for resolution in asked if data.each_resolution else [shapes.chosen(images[number], asked, seed)]:
+        for resolution in asked if data.each_resolution else [chosen(images[number], asked, seed)]:
             found.setdefault(resolution, []).append(number)
     return found
+
+
+def chosen(image: Sample, among: list[int], seed: int) -> int:
+    """One of several resolutions, by the image's name: other images do not matter."""
+    return among[int(rng.uniform(seed, "resolution", image.name) * len(among))]
 
 
 def _descended(sizes: Ints, asked: Ints, rungs: list[list[Size]], buckets: list[Size], *, enlarge: bool) -> Ints:

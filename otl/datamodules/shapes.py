@@ -1,4 +1,4 @@
-"""Which buckets the settings ask for, and at which resolutions each image is shown."""
+"""Which buckets the settings ask for, and at which resolutions images are shown. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from otl import rng
 from otl.config import Data, SettingsError
-from otl.datamodules import buckets
-from otl.types import Sample, Size
+from otl.datamodules import grid
+from otl.sizes import Size
 
 RUNG = 64  # pixels that images go down by where none is enlarged, and the shortest side of what they go down to
 
@@ -57,11 +56,6 @@ def shown_at(data: Data | DictConfig, default: int, step: int) -> list[int]:
     return sorted({each for asked in by_concept(data, default, step).values() for each in asked})
 
 
-def chosen(image: Sample, among: list[int], seed: int) -> int:
-    """One of several resolutions, by the image's name: other images do not matter."""
-    return among[int(rng.uniform(seed, "resolution", image.name) * len(among))]
-
-
 def ladder(data: Data | DictConfig, resolution: int, step: int) -> list[list[Size]]:
     """The buckets of a resolution; where no image is enlarged, then those of smaller and smaller ones.
 
@@ -72,7 +66,7 @@ def ladder(data: Data | DictConfig, resolution: int, step: int) -> list[list[Siz
         return [custom(data.bucket_sizes, step)]
     rung = max(RUNG, step)
     below = range((resolution - 1) // rung * rung, 0, -rung) if data.no_upscale else ()
-    make = buckets.grid if data.buckets else buckets.square
+    make = grid.grid if data.buckets else grid.square
     rungs = [_within(make(each, step), data) for each in (resolution, *below)]
     if not rungs[0]:
         raise SettingsError(
@@ -96,7 +90,7 @@ def custom(texts: Sequence[str], step: int) -> list[Size]:
                 f"data.bucket_sizes={size} (height x width): sides must be multiples of {step} pixels for this family; "
                 f"the nearest is {fitting}"
             )
-    return buckets.ordered(sizes)
+    return grid.ordered(sizes)
 
 
 def _require_different(key: str, asked: Sequence[int], data: Data | DictConfig, step: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from otl.config import SettingsError
@@ -71,6 +72,12 @@ def refuse_name(specs: Collection[str], result: str) -> None:
         raise SettingsError(
             f"method.embeddings.{result}: output.name={result} already names the run's result: rename one of them"
         )
+
+
+def require_file(each: Spec) -> None:
+    """Raises SettingsError: the file that an embedding goes on from is not there."""
+    if each.file is not None and not Path(each.file).expanduser().is_file():
+        raise SettingsError(f"{each.key}.file={each.file}: there is no such file")
 
 
 def spec(name: str, given: Any) -> Spec:

@@ -56,6 +56,19 @@ def chosen(templates: str | list[str] | None) -> tuple[str, ...]:
     return tuple(templates)
 
 
+def require_source(setting: str, *, read: bool) -> None:
+    """Raises SettingsError: prompts, which templates become, are no source of captions.
+
+    Args:
+        setting: the options of the captions, such as data.captions.
+        read: whether prompts are.
+    """
+    if not read:
+        raise SettingsError(
+            f"method.templates: would have no effect: they are prompts, and {setting}.sources has no prompt; put it in"
+        )
+
+
 def captions(templates: Iterable[str], placeholders: dict[str, str], concept: str) -> list[str]:
     """The captions of an image of `concept` that has none of its own; empty where it is not clear what it shows.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from otl import loss, noise
+from otl import agreement, loss, noise
 from otl.config import (
     Inpaint,
     Loss,
@@ -18,7 +18,6 @@ from otl.config import (
     Output,
     SampleOptions,
     Sampler,
-    SettingsError,
     TimestepSpacing,
 )
 from otl.formats.single_file import TextLayout
@@ -52,6 +51,7 @@ class DiffusionModule(Networks, Training):
     inpaint_pipeline_class: ClassVar[Any] = None  # the stock pipeline for 9 input channels; None: there is none
     part_names: ClassVar[tuple[str, ...]]  # the networks of the pipeline
     denoiser: ClassVar[str]  # which of them predicts the noise
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")  # what it may be trained to predict
     learned_variance: ClassVar[bool] = False  # whether it also predicts the variance, in as many channels behind
     image_encoder: ClassVar[str] = "vae"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
@@ -128,13 +128,14 @@ class DiffusionModule(Networks, Training):
         """The noise schedule of the loaded checkpoint.
 
         Raises:
-            SettingsError: zero-terminal-SNR with epsilon-prediction: pure noise says nothing about the picture.
+            SettingsError: as `agreement.require_prediction`.
         """
-        prediction = self.prediction or self.pipeline.scheduler.config.get("prediction_type", "epsilon")
-        if self.zero_terminal_snr and prediction == "epsilon":
-            raise SettingsError(
-                "model.zero_terminal_snr=true does not go with epsilon-prediction: add model.prediction=v_prediction"
-            )
+        agreement.require_prediction(
+            self.prediction or self.pipeline.scheduler.config.get("prediction_type", "epsilon"),
+            self.predictions,
+            zero_snr=self.zero_terminal_snr,
+            family=type(self).__name__,
+        )
         return noise.Discrete.from_scheduler(
             self.pipeline.scheduler.config,
             prediction=self.prediction,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from otl import loss
+from otl import agreement, loss
 from otl.config import LossWeight, SettingsError, assets_dir
 from otl.cosine import Cosine
 from otl.formats import cascade
@@ -306,19 +306,10 @@ class CascadedModule(DiffusionModule):
 
     def require_size(self) -> None:
         """Raises SettingsError: the decoders cannot make a picture of the size that is asked for."""
-        for name, side in (("height", self.sample_options.height), ("width", self.sample_options.width)):
-            if side is not None and side % self.bucket_step:
-                raise SettingsError(
-                    f"sample.{name}={side}: three latents are {self.bucket_step} pixels, so give a multiple of that"
-                )
+        agreement.require_sides(self.sample_options.height, self.sample_options.width, step=self.bucket_step)
 
     def required_decoder(self) -> str:
-        if self.decoder is None:
-            raise SettingsError(
-                "model.decoder is null, and no picture can be drawn without the decoders: give a hub name or a folder "
-                "in diffusers' layout, or set sample.prompts=[]"
-            )
-        return self.decoder
+        return agreement.require_decoder(self.decoder)
 
 
 def embed_times_exactly(prior: nn.Module, method: str) -> None:

@@ -15,6 +15,7 @@ from otl import rng
 from otl.config import Inpaint, MaskResize, SampleOptions, SettingsError
 from otl.datamodules import images, masks, views
 from otl.datamodules.mask_files import LABEL, fits
+from otl.methods import forms
 from otl.types import Batch, Cond, Problem, Sample, Size
 
 if TYPE_CHECKING:
@@ -114,38 +115,15 @@ def check_settings(module: DiffusionModule) -> None:
     Raises:
         SettingsError: something is set for inpainting, and the denoiser takes no mask; or a mask without its picture.
     """
-    given, default, sample = module.inpaint_options, Inpaint(), module.sample_options
     if module.inpaints:
-        return check_canvases(sample)
-    changed = [
-        f"inpaint.{field.name}={plain(getattr(given, field.name))}"
-        for field in dataclasses.fields(Inpaint)
-        if getattr(given, field.name) != getattr(default, field.name)
-    ]
-    changed += [f"sample.{key}={getattr(sample, key)}" for key in ("image", "mask") if getattr(sample, key) is not None]
-    if changed:
-        raise SettingsError(f"{changed[0]}: {why_not(module)}")
-
-
-def why_not(module: DiffusionModule) -> str:
-    """Why there is no hole to fill, and what to do about it."""
-    family = type(module).__name__
-    if module.inpaint_pipeline_class is None:
-        return f"{no_inpainting(family)}; leave the setting out"
-    return (
-        f"the denoiser of {module.checkpoint} takes no mask. Choose an inpainting checkpoint (such as "
-        "model=sd15_inpaint) with any method, or widen this one with method=inpaint. A LoRA goes onto a widened model "
-        "in two runs: method=inpaint first, then method=lora with model.checkpoint=<the folder that it wrote>"
+        return check_canvases(module.sample_options)
+    forms.require_hole(
+        module.inpaint_options,
+        module.sample_options,
+        family=type(module).__name__,
+        checkpoint=module.checkpoint,
+        there=module.inpaint_pipeline_class is not None,
     )
-
-
-def no_inpainting(family: str) -> str:
-    return f"{family} has no inpainting form: there is no program that would feed its denoiser a mask"
-
-
-def plain(value: Any) -> Any:
-    """A setting as it is typed."""
-    return getattr(value, "value", value)
 
 
 # What is drawn in

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from otl import loss, noise
+from otl import agreement, noise
 from otl.config import SettingsError
 from otl.formats.stored import Stored, in_file, of_network
 from otl.methods.parts import pipeline_name
@@ -108,7 +108,7 @@ class Networks(LightningModule):
             self.part(name).requires_grad_(False).eval()
         self.noise_schedule = self.make_noise()
         self.timesteps = Timesteps.of(self.noise_options)
-        loss.refuse(self.loss_options, self.noise_schedule.prediction)
+        agreement.require_weight(self.loss_options.weight, self.noise_schedule.prediction)
         self.last_snr = noise.last_snr(self.noise_schedule) if self.noise_options.offset_generalized else None
         if self.method is not None:
             self.groups = self.method.attach(self)

@@ -59,6 +59,7 @@ class PixArtAlpha(DiffusionModule):
     bucket_step = 16
     guidance = 4.5
     config_name = "pixart_alpha_1024"
+    predictions = ("epsilon",)  # with which alone it learns its variance
     lora_targets = {"transformer": TRANSFORMER_TARGETS, "text_encoder": T5_TARGETS}
     kohya_prefixes = {"transformer": "transformer.", "text_encoder": "lora_te1"}  # as ComfyUI reads them
     embedding_keys = {"text_encoder": "t5xxl"}
@@ -111,10 +112,6 @@ class PixArtAlpha(DiffusionModule):
             SettingsError: another prediction, or a transformer that learns no variance.
         """
         schedule = super().make_noise()
-        if schedule.prediction != "epsilon":
-            raise SettingsError(
-                f"model.prediction={schedule.prediction}: PixArt Alpha learns its variance with epsilon-prediction only"
-            )
         channels = self.pipeline.transformer.config.out_channels
         if channels != 2 * self.pipeline.transformer.config.in_channels:
             raise SettingsError(

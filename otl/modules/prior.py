@@ -10,7 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from otl.config import SettingsError
+from otl.methods import forms
 from otl.types import Batch, Sample
 
 if TYPE_CHECKING:
@@ -24,11 +24,8 @@ def check(module: DiffusionModule, samples: list[Sample]) -> None:
         SettingsError: the method has no adapters that could be switched off.
     """
     priors = sorted({sample.concept for sample in samples if sample.prior})
-    if priors and not adapters(module):
-        raise SettingsError(
-            f"data.concepts.{priors[0]}.type=prior: its target is the prediction without the adapters, and "
-            f"{type(module.method).__name__} has none: take method=lora or one of its kin, or type=train"
-        )
+    if priors:
+        forms.require_adapters(priors[0], type(module.method).__name__, there=bool(adapters(module)))
 
 
 def adapters(module: DiffusionModule) -> list[BaseTunerLayer]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 
-from otl import noise
-from otl.config import Sampler, SettingsError, TimestepSpacing
+from otl import agreement, noise
+from otl.config import Sampler, TimestepSpacing
 
 if TYPE_CHECKING:
     from otl.modules.base import DiffusionModule
@@ -54,36 +54,16 @@ def refuse(module: DiffusionModule, sampler: Sampler | None, spacing: TimestepSp
     """Refuse what the model cannot be drawn with; weights are not needed.
 
     Raises:
-        SettingsError: the schedule is not discrete, has its own timesteps, or would not begin at pure noise.
+        SettingsError: as `agreement.require_sampler`.
     """
-    if sampler is None and spacing is None:
-        return
-    if not isinstance(module.noise_schedule, noise.Discrete):
-        given = f"sample.sampler={sampler.value}" if sampler else f"sample.timestep_spacing={spacing and spacing.value}"
-        raise SettingsError(
-            f"{given}: {type(module).__name__} has a noise schedule of its own, which only its pipeline's sampler "
-            "knows; leave it at null"
-        )
-    pure = noise.ends_in_noise(module.noise_schedule)
-    if spacing is not None and karras(module, sampler):
-        raise SettingsError(
-            f"sample.timestep_spacing={spacing.value} would have no effect: Karras' noise levels, which "
-            f"{'the checkpoint asks for' if sampler is None else f'sample.sampler={sampler.value} means'}, are spaced "
-            "by a rule of their own; set sample.sampler=dpmpp_2m or another one, or leave the spacing out"
-        )
-    if sampler is Sampler.dpmpp_2m_karras and pure:
-        raise SettingsError(
-            "sample.sampler=dpmpp_2m_karras: with zero terminal SNR its steps would all be spent near pure noise; take "
-            "dpmpp_2m"
-        )
-    if spacing is TimestepSpacing.leading and pure:
-        raise SettingsError(
-            "sample.timestep_spacing=leading: with zero terminal SNR a picture begins at the last timestep, which this "
-            "leaves out; take trailing"
-        )
+    agreement.require_sampler(sampler, spacing, schedule(module), family=type(module).__name__)
 
 
-def karras(module: DiffusionModule, sampler: Sampler | None) -> bool:
-    """Whether the noise levels are those of https://arxiv.org/abs/2206.00364, equation 5."""
-    config = module.pipeline.scheduler.config if sampler is None else SAMPLERS[sampler][1]
-    return bool(config.get("use_karras_sigmas"))
+def schedule(module: DiffusionModule) -> agreement.Schedule:
+    """What samplers have to know of the module's noise schedule."""
+    return agreement.Schedule(
+        prediction=module.noise_schedule.prediction,
+        discrete=isinstance(module.noise_schedule, noise.Discrete),
+        pure=noise.ends_in_noise(module.noise_schedule),
+        karras=bool(module.pipeline.scheduler.config.get("use_karras_sigmas")),
+    )

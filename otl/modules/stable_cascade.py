@@ -16,6 +16,7 @@ from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, PreTrainedModel
 
+from otl import agreement
 from otl.config import SettingsError, assets_dir
 from otl.cosine import CLAMP, Cosine
 from otl.formats.cascade import joined, lora_name, read_prior, read_text, stored_text
@@ -105,10 +106,7 @@ class StableCascade(CascadedModule):
                 "model.dtype=fp16: Stable Cascade's prior overflows in it; set model.dtype=bf16 or fp32"
             )
         if self.autocast_dtype == torch.float16:
-            raise SettingsError(
-                "trainer.precision: Stable Cascade's prior overflows in fp16; set trainer.precision=bf16-mixed, or "
-                "32-true where the device has no bf16"
-            )
+            agreement.require_no_fp16("16-mixed")
         return super().part_dtypes()
 
     def subfolders(self, name: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from otl.config import CaptionSource, Data, SettingsError
 from otl.datamodules import captions, shapes
 from otl.datamodules.bucketed import BucketedDataModule
+from otl.methods import templates
 from otl.modules import inpainting, samplers
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
@@ -73,11 +74,9 @@ def data_options(settings: DictConfig, module: DiffusionModule) -> Data:
     own = {"data": data} if data.path is not None else {}
     for name, each in (own | data.concepts).items():
         texts = module.method.captions(name)
-        if texts and CaptionSource.prompt not in captions.options(data)[name].sources:
-            raise SettingsError(
-                f"method.templates would have no effect: they are prompts, and {captions.setting(name)}.sources has no "
-                "prompt; put it in"
-            )
+        if texts:
+            read = CaptionSource.prompt in captions.options(data)[name].sources
+            templates.require_source(captions.setting(name), read=read)
         if each.prompt is None:
             each.prompt = "\n".join(texts) or None
     return data

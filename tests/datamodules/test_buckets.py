@@ -2,7 +2,8 @@ import itertools
 
 import pytest
 
-from otl.datamodules.buckets import cropped_fraction, fit, grid, nearest, scale, square
+from otl.datamodules.buckets import cropped_fraction, fit, nearest, scale
+from otl.datamodules.grid import grid, square
 from otl.types import Crop, Size
 
 # OneTrainer's own sets and assignments, measured by running it.

@@ -10,8 +10,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otl.datamodules.buckets import assigned, grid, nearest
+from otl.datamodules.buckets import assigned, nearest
 from otl.datamodules.cache import image_key, masked_key, prompt_key, weights_key
+from otl.datamodules.grid import grid
 from otl.datamodules.views import Colours, View
 from otl.types import Crop, Size
 

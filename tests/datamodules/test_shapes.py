@@ -4,7 +4,7 @@ import pytest
 
 from otl.config import Concept, Data, SettingsError
 from otl.datamodules import shapes
-from otl.datamodules.buckets import grid, square
+from otl.datamodules.grid import grid, square
 from otl.types import Size
 
 

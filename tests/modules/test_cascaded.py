@@ -103,7 +103,7 @@ def test_the_pictures_follow_the_prompt_in_the_decoder_too(folder):
 def test_drawing_without_a_decoder_is_refused_in_the_plan_and_before_loading(family, folder, no_networks):
     for start in ("build_skeleton", "configure_model"):
         module = drawing(family(str(folder), effnet=str(folder / "effnet")))
-        with pytest.raises(SettingsError, match=r"model\.decoder is null.*sample\.prompts=\[\]"):
+        with pytest.raises(SettingsError, match=r"model\.decoder: null.*sample\.prompts=\[\]"):
             getattr(module, start)()
 
 
@@ -117,7 +117,7 @@ def test_a_size_that_cannot_be_drawn_is_refused_in_the_plan(folder):
 def test_no_prompts_need_no_decoder(folder):
     module = StableCascade(str(folder), effnet=str(folder / "effnet"))
     module.configure_model()
-    with pytest.raises(SettingsError, match=r"model\.decoder is null"):
+    with pytest.raises(SettingsError, match=r"model\.decoder: null"):
         module.draw(["a cat"], [0], steps=1)
 
 

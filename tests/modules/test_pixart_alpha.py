@@ -241,7 +241,7 @@ def test_a_single_file_is_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prediction": "v_prediction"}, r"model\.prediction=v_prediction: PixArt Alpha learns its variance"),
+        ({"prediction": "v_prediction"}, r"model\.prediction=v_prediction: PixArtAlpha learns with epsilon only"),
         ({"zero_terminal_snr": True}, r"model\.zero_terminal_snr=true"),
     ],
 )

@@ -132,7 +132,7 @@ def test_with_zero_terminal_snr_a_picture_begins_at_pure_noise(sd15_folder, samp
     [
         (
             ["sample.sampler=dpmpp_2m_karras", "sample.timestep_spacing=trailing"],
-            "timestep_spacing=trailing would have",
+            "timestep_spacing=trailing: would have",
         ),
         (["sample.timestep_spacing=leading", "+model.zero_terminal_snr=true"], "timestep_spacing=leading: with zero"),
         (["sample.sampler=dpmpp_2m_karras", "+model.zero_terminal_snr=true"], "near pure noise"),
