@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from otl.config import LossWeight, Sampler, SettingsError, TimestepSpacing
 
+ONE_STEP = (  # samplers that also say what the picture would be, which PixArt's pipeline reads after a single step
+    *(Sampler.ddim, Sampler.ddpm, Sampler.euler, Sampler.euler_a),
+    *("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
+)
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -94,6 +99,29 @@ def require_sampler(
         raise SettingsError(
             "sample.timestep_spacing=leading: with zero terminal SNR a picture begins at the last timestep, which this "
             "leaves out; take trailing"
+        )
+
+
+def require_steps(
+    steps: int, sampler: Sampler | str | None, *, timesteps: int | None, alone: bool, family: str
+) -> None:
+    """Refuse numbers of denoising steps that a sampler or the stock pipeline cannot take.
+
+    Args:
+        sampler: or the name of diffusers' class; None: it is not known.
+        timesteps: of the schedule; None: it is continuous.
+        alone: whether the pipeline can draw in a single step with any sampler.
+
+    Raises:
+        SettingsError: there are not so many timesteps, or one step alone is taken by other samplers only.
+    """
+    if timesteps is not None and steps > timesteps:
+        raise SettingsError(f"sample.steps={steps}: the schedule has {timesteps} timesteps, one for each step at most")
+    if steps == 1 and not alone and sampler is not None and sampler not in ONE_STEP:
+        names = ", ".join(each.value for each in ONE_STEP if isinstance(each, Sampler))
+        raise SettingsError(
+            f"sample.steps=1: the stock pipeline of {family} draws in a single step with {names} only; set "
+            "sample.sampler to one of these, or give more steps"
         )
 
 

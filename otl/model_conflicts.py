@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from otl import agreement
-from otl.config import Inpaint, Problem, SampleOptions, SettingsError, assets_dir
+from otl.config import Inpaint, Problem, SampleOptions, Sampler, SettingsError, assets_dir
 from otl.datamodules import shapes
 from otl.declared import declared, descends, written_in
 from otl.methods import forms
@@ -118,6 +118,22 @@ def check_sampler(model: Model, settings: dict[str, Any]) -> None:
     agreement.require_sampler(sample["sampler"], sample["timestep_spacing"], model.schedule, family=model.family)
 
 
+def check_steps(model: Model, settings: dict[str, Any]) -> None:
+    """Where pictures are drawn, also of a class."""
+    sample, concepts = settings["sample"], settings["data"]["concepts"].values()
+    if not sample["prompts"] and not any(concept.get("generate") for concept in concepts):
+        return
+    config, changed = model.config("scheduler"), ("prediction", "zero_terminal_snr")
+    by_ddim = any(model.settings.get(name) is not None for name in changed)
+    agreement.require_steps(
+        sample["steps"],
+        sample["sampler"] or (Sampler.ddim if by_ddim else config.get("_class_name")),
+        timesteps=config.get("num_train_timesteps") if model.schedule.discrete else None,
+        alone=model.single_step,
+        family=model.family,
+    )
+
+
 def check_decoders(model: Model, settings: dict[str, Any]) -> None:
     """Of the cascades, where pictures are drawn."""
     sample = settings["sample"]
@@ -146,7 +162,7 @@ def check_masks(model: Model, settings: dict[str, Any]) -> None:
         Inpaint(**settings["inpaint"]),
         SampleOptions(**settings["sample"]),
         family=model.family,
-        checkpoint=model.settings["checkpoint"],
+        checkpoint=str(model.settings.get("checkpoint")),
         there=there,
     )
 
@@ -166,6 +182,7 @@ READ: dict[Check, tuple[str, ...]] = {  # check -> what it reads beside the mode
     check_weight: ("loss.weight",),
     check_noise: ("noise.offset",),
     check_sampler: ("sample.sampler", "sample.timestep_spacing"),
+    check_steps: ("sample.steps", "sample.sampler", "sample.prompts", "data.concepts"),
     check_decoders: ("sample.prompts", "sample.height", "sample.width"),
     check_precision: ("trainer.precision",),
     check_masks: ("method", "inpaint", "sample"),

@@ -59,6 +59,26 @@ def test_samplers_need_discrete_timesteps(given):
     agreement.require_sampler(*given, agreement.Schedule("epsilon", discrete=True, pure=False), family="Any")
 
 
+@pytest.mark.parametrize("sampler", [Sampler.dpmpp_2m, Sampler.unipc, "DPMSolverMultistepScheduler", "PNDMScheduler"])
+def test_a_pipeline_that_reads_the_picture_of_a_single_step_needs_a_sampler_that_says_it(sampler):
+    agreement.require_steps(2, sampler, timesteps=1000, alone=False, family="Any")
+    agreement.require_steps(1, sampler, timesteps=1000, alone=True, family="Any")
+    with refused("sample.steps=1: the stock pipeline of Any draws in a single step with ddim, ddpm, euler, euler_a"):
+        agreement.require_steps(1, sampler, timesteps=1000, alone=False, family="Any")
+
+
+@pytest.mark.parametrize("sampler", [Sampler.ddim, Sampler.euler_a, "EulerDiscreteScheduler", None])
+def test_others_draw_in_a_single_step(sampler):
+    agreement.require_steps(1, sampler, timesteps=1000, alone=False, family="Any")
+
+
+def test_there_are_no_more_steps_than_timesteps():
+    agreement.require_steps(1000, Sampler.ddim, timesteps=1000, alone=True, family="Any")
+    agreement.require_steps(1001, None, timesteps=None, alone=True, family="Any")
+    with refused("sample.steps=1001: the schedule has 1000 timesteps"):
+        agreement.require_steps(1001, Sampler.ddim, timesteps=1000, alone=True, family="Any")
+
+
 @pytest.mark.parametrize("precision", ["16-mixed", "16", "fp16", 16])
 def test_a_prior_that_overflows_is_not_computed_in_fp16(precision):
     with refused(f"trainer.precision={precision}: "):

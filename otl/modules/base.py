@@ -52,6 +52,7 @@ class DiffusionModule(Networks, Training):
     part_names: ClassVar[tuple[str, ...]]  # the networks of the pipeline
     denoiser: ClassVar[str]  # which of them predicts the noise
     predictions: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")  # what it may be trained to predict
+    single_step: ClassVar[bool] = True  # whether its stock pipeline draws in one step with any sampler
     learned_variance: ClassVar[bool] = False  # whether it also predicts the variance, in as many channels behind
     image_encoder: ClassVar[str] = "vae"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)

@@ -59,6 +59,7 @@ class PixArtAlpha(DiffusionModule):
     bucket_step = 16
     guidance = 4.5
     config_name = "pixart_alpha_1024"
+    single_step = False
     predictions = ("epsilon",)  # with which alone it learns its variance
     lora_targets = {"transformer": TRANSFORMER_TARGETS, "text_encoder": T5_TARGETS}
     kohya_prefixes = {"transformer": "transformer.", "text_encoder": "lora_te1"}  # as ComfyUI reads them

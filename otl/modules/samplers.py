@@ -59,6 +59,23 @@ def refuse(module: DiffusionModule, sampler: Sampler | None, spacing: TimestepSp
     agreement.require_sampler(sampler, spacing, schedule(module), family=type(module).__name__)
 
 
+def refuse_steps(module: DiffusionModule, steps: int, sampler: Sampler | None) -> None:
+    """Refuse numbers of steps that cannot be drawn; weights are not needed.
+
+    Raises:
+        SettingsError: as `agreement.require_steps`.
+    """
+    config = module.pipeline.scheduler.config
+    changed = module.prediction is not None or module.zero_terminal_snr is not None
+    agreement.require_steps(
+        steps,
+        sampler or (Sampler.ddim if changed else config.get("_class_name")),
+        timesteps=config["num_train_timesteps"] if isinstance(module.noise_schedule, noise.Discrete) else None,
+        alone=module.single_step,
+        family=type(module).__name__,
+    )
+
+
 def schedule(module: DiffusionModule) -> agreement.Schedule:
     """What samplers have to know of the module's noise schedule."""
     return agreement.Schedule(

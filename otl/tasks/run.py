@@ -46,13 +46,21 @@ def build_skeleton(settings: DictConfig) -> DiffusionModule:
 
     Raises:
         SettingsError: the method does not fit the model, or something is set that it cannot have: what only inpainting
-            models have, or a sampler that cannot draw it.
+            models have, or a sampler or a number of steps that cannot draw it.
     """
     module = build_module(settings)
     module.build_skeleton()
     inpainting.check_settings(module)
-    samplers.refuse(module, module.sample_options.sampler, module.sample_options.timestep_spacing)
+    drawn = module.sample_options
+    samplers.refuse(module, drawn.sampler, drawn.timestep_spacing)
+    if draws(settings):
+        samplers.refuse_steps(module, drawn.steps, drawn.sampler)
     return module
+
+
+def draws(settings: DictConfig) -> bool:
+    """Whether any picture is drawn: of the prompts, or of a class."""
+    return bool(settings.sample.prompts) or any(each.generate for each in settings.data.concepts.values())
 
 
 def deferred(options: DictConfig) -> functools.partial[Any]:

@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from otl.config import LoraFormat, SettingsError
+from otl.config import LoraFormat, Sampler, SettingsError
 from otl.formats.folder import save_pipeline
 from otl.methods.lora import Lora
 from otl.methods.targets import layers, matching
+from otl.modules import samplers
 from otl.modules.pixart_alpha import PixArtAlpha
 from otl.testing import CHECKS
 from otl.types import Size
@@ -400,3 +401,15 @@ def test_a_plan_needs_no_weights(tmp_path):
     assert rows["transformer"]["parameters"] == PUBLISHED[0][1]
     assert rows["text_encoder"]["bytes"] == 2 * T5_XXL
     assert plan["buckets"][0]["height"] % 16 == plan["buckets"][0]["width"] % 16 == 0
+
+
+@pytest.mark.parametrize("sampler", [None, *Sampler])
+def test_a_single_step_is_refused_where_the_stock_pipeline_fails(folder, sampler):
+    module = loaded(folder)
+    try:
+        samplers.refuse_steps(module, 1, sampler)
+    except SettingsError:
+        with pytest.raises(IndexError):
+            module.draw(["a"], [0], steps=1, size=Size(32, 32), sampler=sampler)
+    else:
+        module.draw(["a"], [0], steps=1, size=Size(32, 32), sampler=sampler)
