@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
+from tests import pretend_autocast
+
 NAME = "pretend"  # also of Lightning's accelerator and strategy
 aten = torch.ops.aten
 COPY, MOVE = aten.copy_.default, aten._to_copy.default
@@ -209,6 +211,7 @@ class PretendAccelerator(Accelerator):
 def register() -> None:
     """In a new process: autograd makes a thread for each device that there is when it first goes backward."""
     torch.set_num_threads(1)
+    pretend_autocast.register(NAME)
     backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())
     AcceleratorRegistry.register(NAME, PretendAccelerator)
     StrategyRegistry.register(NAME, SingleDeviceStrategy, device=torch.device(NAME, 0))

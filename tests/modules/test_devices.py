@@ -146,6 +146,34 @@ def test_so_does_one_of_every_kind_of_adapter(apart, folders, kind):
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+def a_mixed_step(family: str, folder: Path, dtype: torch.dtype) -> tuple[list[float], list[float], list[str]]:
+    """Losses in fp32 on the CPU, those in mixed precision on the device, and dtypes of the gradients."""
+    exact, module = loaded(made(family, folder)), made(family, folder)
+    module.autocast_dtype = dtype
+    batch = cached(exact)
+    with torch.no_grad():
+        expected = exact.losses(batch, u=US, stream="noise").tolist()
+    with pretend.pretended() as device:
+        placed(loaded(module), device)
+        with torch.autocast(device.type, dtype, cache_enabled=False):  # as Lightning has it
+            found = module.losses(moved(module, batch), u=US, stream="noise")
+        found.mean().backward()
+        with torch.autocast(device.type, dtype, cache_enabled=False), torch.no_grad():
+            module.spaced_losses(moved(module, a_batch(module)), 1)
+    gradients = {str(parameter.grad.dtype) for parameter in module.trained_parameters().values()}
+    return expected, found.tolist(), sorted(gradients)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*((family, torch.bfloat16) for family in FAMILIES), ("pixart_alpha", torch.float16)]
+)
+def test_in_mixed_precision_a_step_is_nearly_that_of_fp32_and_mixes_no_dtypes(apart, folders, family, dtype):
+    """By CUDA's own lists of what autocast casts, with frozen weights in 16 bits."""
+    expected, found, gradients = apart(a_mixed_step, family, folders / family, dtype)
+    assert gradients == ["torch.float32"]
+    assert found == pytest.approx(expected, rel=1e-2, abs=1e-3)
+
+
 def what_dropout_waits_for(folder: Path) -> list[str]:
     module = loaded(made("sd15", folder), Oft(block_size=4, dropout=0.5, targets="attn-only"))
     batch = cached(module)
