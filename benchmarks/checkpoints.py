@@ -88,7 +88,9 @@ def write(folder: Path, family: str, size: str, *, device: str = "cpu") -> Path:
     else:
         pipeline = diffusers.StableDiffusionXLPipeline(**common, add_watermarker=False)
     for part in (unet, vae, *encoders.values()):
-        part.to(torch.bfloat16 if size == "full" else torch.float32)
+        part.to("cpu", torch.bfloat16 if size == "full" else torch.float32)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # this process would keep it from the one that is measured
     pipeline.save_pretrained(folder)
     return folder
 
