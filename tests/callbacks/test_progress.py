@@ -14,6 +14,7 @@ from rich.console import Console
 from otl.callbacks import progress
 from otl.callbacks.guard import Guard, NonFinite
 from otl.callbacks.progress import Progress, clock_time, track
+from otl.callbacks.timing import Span
 
 from .conftest import Run
 
@@ -52,6 +53,16 @@ def test_few_losses_wait_and_their_mean_is_the_same(
     (few, often), (many, seldom) = losses(2), losses(1000)
     assert (few, many) == (2, 4)
     assert often == seldom and len(seldom) == 10
+
+
+def test_the_numbers_are_means_of_all_that_this_process_has_trained() -> None:
+    """By hand: two looks, each after two seconds of training, for a run of 24 steps that went on after its tenth."""
+    shown = Progress()
+    shown._from_step = 10
+    shown._totals, shown.clock._span = [torch.tensor([3.0, 2.0])], Span(seconds=2.0, waiting=0.5, images=12)
+    assert shown._status(14, 24) == "loss 1.5000  2 it/s  6 images/s  0:05 left  data wait 25%"
+    shown.clock._span = Span(seconds=2.0, waiting=1.5, images=4)
+    assert shown._status(18, 24) == "loss 1.5000  2 it/s  4 images/s  0:03 left  data wait 50%"
 
 
 def test_other_ranks_hold_no_losses() -> None:
