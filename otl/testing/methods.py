@@ -136,6 +136,8 @@ def check_one_batch_is_learned(made: Made) -> None:
     module = started(made)
     module.eval()  # without dropout
     batch = batch_of(module)
+    assert batch.pixels is not None
+    batch = batch._replace(latents=encoded(module, batch.pixels))
     frozen = {
         f"{name}.{key}": parameter.detach().clone()
         for name in module.part_names
@@ -180,10 +182,10 @@ def check_the_cache_changes_no_loss(made: Made) -> None:
 def check_weights_come_back(made: Made) -> None:
     """What a checkpoint holds is enough for the same prediction."""
     module, other = moved(made), started(made)
-    before = predicted(other)
-    require(differ(before, predicted(module)), "what trains does not change the prediction")
+    before, after = predicted(other), predicted(module)
+    require(differ(before, after), "what trains does not change the prediction")
     other.load_state_dict({name: tensor.clone() for name, tensor in module.state_dict().items()}, strict=False)
-    require(torch.equal(predicted(other), predicted(module)), "after loading the weights the prediction is another")
+    require(torch.equal(predicted(other), after), "after loading the weights the prediction is another")
 
 
 METHOD_CHECKS = (
