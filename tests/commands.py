@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -27,17 +30,21 @@ class Result:
     memory: int = 0  # bytes at the most
 
 
+def surroundings() -> dict[str, str]:
+    """The environment of a command."""
+    return {name: value for name, value in os.environ.items() if name not in {"HYDRA_FULL_ERROR", "PYTHONPATH"}}
+
+
 def run_process(
     command: Sequence[str | Path], cwd: Path, *paths: Path, timeout: float = 800, **environment: str
 ) -> Result:
     """Run a command in a folder, with folders in front of Python's path."""
-    inherited = {name: value for name, value in os.environ.items() if name not in {"HYDRA_FULL_ERROR", "PYTHONPATH"}}
     joined = os.pathsep.join(str(path) for path in paths)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(
             [str(word) for word in command],
             cwd=cwd,
-            env=inherited | {"PYTHONPATH": joined} | environment,
+            env=surroundings() | {"PYTHONPATH": joined} | environment,
             stdout=out,
             stderr=err,
         )
@@ -53,6 +60,36 @@ def run_process(
 def run_otl(*arguments: str, cwd: Path, path: Sequence[Path] = (ROOT,), **environment: str) -> Result:
     """`python -m otl` in a folder."""
     return run_process([sys.executable, "-m", "otl", *arguments], cwd, *path, **environment)
+
+
+@functools.cache
+def warm() -> subprocess.Popen[str]:
+    """The process that `forked` commands come from: one for all tests of this process, with which it ends."""
+    environment = surroundings() | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.warm"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(process.kill)
+    return process
+
+
+def fork_otl(*arguments: str, cwd: Path, path: Sequence[Path] = (ROOT,), timeout: int = 800) -> Result:
+    """`python -m otl` in a folder, without the seconds that importing the libraries takes; see tests/warm.py."""
+    process = warm()
+    assert process.stdin is not None and process.stdout is not None
+    with tempfile.NamedTemporaryFile("w+") as out, tempfile.NamedTemporaryFile("w+") as err:
+        asked = {
+            "words": arguments,
+            "cwd": str(cwd),
+            "path": [str(folder) for folder in path],
+            "environment": surroundings() | {"OMP_NUM_THREADS": "1"},
+            "files": [out.name, err.name],
+            "timeout": timeout,
+        }
+        print(json.dumps(asked), file=process.stdin, flush=True)
+        code, seconds, memory = json.loads(process.stdout.readline())
+        return Result(code, out.read(), err.read(), seconds, memory)
 
 
 def run_to_learn(preset: str, *arguments: str, folder: Path) -> Result:

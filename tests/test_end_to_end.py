@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from tests.commands import run_otl
+from tests.commands import fork_otl, run_otl
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_the_main_line_of_the_readme(tmp_path, photos, sdxl_folder):
 
 def test_planning_the_same_line_loads_no_weights_and_makes_no_file_but_the_plan(tmp_path, photos):
     line = ["task=plan", "model=sdxl", "method=lora", "optimizer=adamw8bit", f"data.path={photos}"]
-    done = run_otl(*line, "hydra.run.dir=OUT", cwd=tmp_path)
+    done = fork_otl(*line, "hydra.run.dir=OUT", cwd=tmp_path)
     assert done.code == 0, done.err
     plan = json.loads((tmp_path / "OUT" / "plan.json").read_text())
     assert (plan["images_used"], plan["total_steps"]) == (5, 2000)
@@ -68,7 +68,7 @@ def test_planning_the_same_line_loads_no_weights_and_makes_no_file_but_the_plan(
 
 def test_a_sweep_gives_every_job_a_folder_of_its_own(tmp_path, photos, sd15_folder):
     line = ["--multirun", "method.rank=2,4", *common(tmp_path, photos, sd15_folder)]
-    done = run_otl(*line, "hydra.sweep.dir=SWEEP", cwd=tmp_path)
+    done = fork_otl(*line, "hydra.sweep.dir=SWEEP", cwd=tmp_path)
     assert done.code == 0, done.err
     ranks = [json.loads((tmp_path / "SWEEP" / job / "manifest.json").read_text()) for job in ("0", "1")]
     assert [manifest["settings"]["method"]["rank"] for manifest in ranks] == [2, 4]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from tests.commands import ROOT, Result, listed, run_otl, run_process
+from tests.commands import ROOT, Result, fork_otl, listed, run_otl, run_process
 
 PLUGIN = ROOT / "plugins" / "otl-example"
 PIP = "-m pip install --no-deps --no-index --no-build-isolation --disable-pip-version-check --quiet".split()
@@ -48,7 +48,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(site: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a LoRA run with pictures drawn before and after."""
     folder = tmp_path_factory.mktemp("run")
-    done = otl(site, folder, *line(pictures, folder), f"trainer.max_steps={STEPS}", "sample.prompts=[a red frame]")
+    done = fork_otl(
+        *line(pictures, folder),
+        f"trainer.max_steps={STEPS}",
+        "sample.prompts=[a red frame]",
+        cwd=folder,
+        path=(site, ROOT),
+    )
     assert done.code == 0, done.out + done.err
     assert "Error" not in done.err
     return folder / "run"
@@ -88,7 +94,7 @@ def test_a_setting_it_does_not_have_is_refused(site: Path, tmp_path: Path) -> No
 
 
 def test_it_is_planned_without_weights(site: Path, pictures: Path, tmp_path: Path) -> None:
-    done = otl(site, tmp_path, "task=plan", *line(pictures, tmp_path), "trainer.max_steps=3")
+    done = fork_otl("task=plan", *line(pictures, tmp_path), "trainer.max_steps=3", cwd=tmp_path, path=(site, ROOT))
     assert done.code == 0, done.out + done.err
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert (plan["family"], plan["images_used"], plan["total_steps"]) == ("Example", 8, 3)

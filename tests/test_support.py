@@ -10,7 +10,7 @@ from PIL import Image
 
 from otl.testing import Cell, prove
 from tests.cells import ALL_METHODS, CELLS, FAMILIES, NAMES, PAGE, RUN, build, claimed, page, written
-from tests.commands import run_otl
+from tests.commands import fork_otl
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ class Typed(Cell):
         if name != "whole":
             return super().run(name, *more)
         words = self.words(*self.sized(), f"hydra.run.dir={self.folder / name}", *more)
-        done = run_otl(*words, cwd=self.folder, OMP_NUM_THREADS="1")
+        done = fork_otl(*words, cwd=self.folder)
         assert done.code == 0, done.err
         return self.folder / name
 

@@ -24,7 +24,7 @@ from otl.modules.pixart_alpha import PixArtAlpha
 from otl.testing import CHECKS
 from otl.types import Size
 from tests import tiny
-from tests.commands import ROOT, run_otl
+from tests.commands import ROOT, fork_otl
 from tests.modules.test_families import SIZES, TARGETS, batch, u_of
 
 CAPTIONS = ["a small red circle", "a photo of a cat"]  # those of `batch`
@@ -378,7 +378,7 @@ def test_a_run_from_the_command_line(folder, tmp_path):
         *(f"data.path={photos}", f"data.cache_dir={tmp_path / 'cache'}", "data.resolution=64", "data.workers=1"),
         *("trainer.max_steps=3", 'sample.prompts=["picture 1"]', "sample.steps=2", "hydra.run.dir=OUT"),
     ]
-    done = run_otl(*line, cwd=tmp_path)
+    done = fork_otl(*line, cwd=tmp_path)
     assert done.code == 0, done.err
     out = tmp_path / "OUT"
     assert list((out / "samples").rglob("*.png"))
@@ -394,7 +394,7 @@ def test_a_plan_needs_no_weights(tmp_path):
     Image.new("RGB", (640, 480)).save(tmp_path / "0.png")
     (tmp_path / "0.txt").write_text("a picture")
     line = ["task=plan", "model=pixart_alpha", "trainer.precision=bf16-mixed", f"data.path={tmp_path}"]
-    done = run_otl(*line, "hydra.run.dir=OUT", cwd=tmp_path)
+    done = fork_otl(*line, "hydra.run.dir=OUT", cwd=tmp_path)
     assert done.code == 0, done.err
     plan = json.loads((tmp_path / "OUT" / "plan.json").read_text())
     rows = {row["part"]: row for row in plan["weights"]}

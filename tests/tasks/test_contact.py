@@ -12,7 +12,7 @@ from PIL import Image
 from otl.config import Data
 from otl.tasks import contact
 from otl.types import Sample, Size
-from tests.commands import run_otl
+from tests.commands import fork_otl
 
 
 def row(name: str, size: tuple[int, int] | None, bucket: tuple[int, int] | None, **fate: Any) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def test_a_plan_draws_as_many_pages_as_its_setting_says_and_says_what_it_leaves_
     folder.mkdir()
     many(folder, 130)
     line = [f"model.checkpoint={sd15_folder}", f"data.path={folder}", "data.prompt=x", "data.resolution=64"]
-    done = run_otl("task=plan", *line, "task.sheet_pages=1", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    done = fork_otl("task=plan", *line, "task.sheet_pages=1", f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path)
     assert done.code == 0, done.err
     assert [path.name for path in (tmp_path / "run").glob("*.png")] == ["plan.png"]
     assert "the contact sheet leaves out 10 of 130 pictures" in done.out and "task.sheet_pages=2 draws all" in done.out

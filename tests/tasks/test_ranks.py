@@ -1,6 +1,7 @@
 """Two processes train one run as one would: on the CPU, as Lightning starts them from the command line."""
 
 import csv
+import functools
 import json
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from otl.datamodules.cache import Cache
 from otl.tasks import ranks
 from otl.tasks.train import strategy
-from tests.commands import run_otl
+from tests.commands import fork_otl, run_otl
 
 
 def trainer(**options):
@@ -56,7 +57,8 @@ def photos(tmp_path):
 @pytest.fixture
 def train(tmp_path, photos, sd15_folder):
     def _train(*overrides, **environment):
-        return run_otl(
+        alone = not environment and not any("trainer.devices" in word for word in overrides)  # no process is started
+        return (fork_otl if alone else functools.partial(run_otl, OMP_NUM_THREADS="1", **environment))(
             f"model.checkpoint={sd15_folder}",
             f"data.path={photos}",
             f"data.cache_dir={tmp_path / 'cache'}",
@@ -68,8 +70,6 @@ def train(tmp_path, photos, sd15_folder):
             "output.dtype=fp32",
             *overrides,
             cwd=tmp_path,
-            OMP_NUM_THREADS="1",
-            **environment,
         )
 
     return _train

@@ -11,7 +11,7 @@ from otl.config import SettingsError
 from otl.formats.files import read, tensors_hash, write
 from otl.tasks import manifest, repeat
 from otl.tasks.train import train
-from tests.commands import run_otl
+from tests.commands import fork_otl
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +54,18 @@ def record(finished):
 
 @pytest.mark.slow
 def test_the_same_comes_out_bit_for_bit(finished, tmp_path):
-    done = run_otl("task=repeat", f"manifest={finished}", "hydra.run.dir=again", cwd=tmp_path, OMP_NUM_THREADS="1")
+    done = fork_otl("task=repeat", f"manifest={finished}", "hydra.run.dir=again", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "bit for bit the same as then" in done.out
     files = [tmp_path / name / "final.safetensors" for name in ("first", "again")]
     assert tensors_hash(files[0]) == tensors_hash(files[1])
 
-    other = run_otl("task=repeat", f"manifest={finished}", "seed=1", "hydra.run.dir=other", cwd=tmp_path)
+    other = fork_otl("task=repeat", f"manifest={finished}", "seed=1", "hydra.run.dir=other", cwd=tmp_path)
     assert other.code == 2
     assert "setting seed is 1, was 0" in other.err
     assert not (tmp_path / "other" / "final.safetensors").exists()
     allowed = ["allow_changes=true", "hydra.run.dir=other"]
-    other = run_otl("task=repeat", f"manifest={finished}", "seed=1", *allowed, cwd=tmp_path, OMP_NUM_THREADS="1")
+    other = fork_otl("task=repeat", f"manifest={finished}", "seed=1", *allowed, cwd=tmp_path)
     assert other.code == 0, other.err
     assert "not the same as then: the tensors of final.safetensors differ" in other.out
 
