@@ -50,6 +50,7 @@ class BucketedDataModule(LightningDataModule):
     layout: Layout  # of `samples`
     validation_layout: Layout
     rounds: Rounds  # of `samples`
+    validation_rounds: Rounds  # the first is every validation
     variations: Variations  # of `samples`
     validation_variations: Variations
     purpose = ""  # of what the cache is used for, where that is not training: such a use is recorded beside it
@@ -102,6 +103,9 @@ class BucketedDataModule(LightningDataModule):
         self.layout, self.validation_layout = laid_out(samples, self.data, **where)
         self.samples, self.validation_samples = self.layout.samples, self.validation_layout.samples
         self.rounds = rounds(self.layout, self.data, self.seed)
+        once = groups(self.validation_layout, {}, self.seed)
+        kept = PartialBatches.keep
+        self.validation_rounds = Rounds(once, batch_size=self.data.batch_size, partial=kept, seed=self.seed)
         varied = augments(self.data)
         settled = {concept: views.settled(augment) for concept, augment in varied.items()}
         self.variations = Variations(self.layout, varied, self.data.image_variations, self.rounds.pace)
@@ -110,6 +114,17 @@ class BucketedDataModule(LightningDataModule):
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Batches of each rank in an epoch."""
         return math.ceil(self.rounds.length / world_size)
+
+    def fills(self, number: int) -> bool:
+        """Whether a batch is only there because ranks take equally many, and has been another rank's before.
+
+        Args:
+            number: of the batch in this rank's epoch, or in its validation, from 0.
+        """
+        rank, world_size = self._ranks()
+        validating = self.trainer is not None and self.trainer.validating
+        length = (self.validation_rounds if validating else self.rounds).length
+        return number * world_size + rank >= length
 
     def fill_cache(self, encoder: Encoder, *, images: bool, prompts: bool, progress: Progress | None = None) -> None:
         """Encode what the cache lacks; from then on the loaders serve from it.
@@ -155,9 +170,8 @@ class BucketedDataModule(LightningDataModule):
         if not self.validation_samples:
             return []
         rank, world_size = self._ranks()
-        once = groups(self.validation_layout, {}, self.seed)
-        stream = Rounds(once, batch_size=self.data.batch_size, partial=PartialBatches.keep, seed=self.seed)
-        order = [(VALIDATION, draws) for _, draws in stream.epoch(0, rank=rank, world_size=world_size)]
+        epoch = self.validation_rounds.epoch(0, rank=rank, world_size=world_size)
+        order = [(VALIDATION, draws) for _, draws in epoch]
         dataset = self._dataset(self.validation_variations, training=False, cached=self.validation_cached)
         return Loader(dataset, sampler=order, **options(self.data.workers, self._device()))
 

@@ -163,7 +163,8 @@ class Rounds:
 
         Args:
             number: counted from 0.
-            rank: of this process; where the batches cannot be shared out evenly, the first ones are seen twice.
+            rank: of this process; where the batches cannot be shared out evenly, the first ones come again, and are
+                not to count: see `BucketedDataModule.fills`.
             world_size: number of processes.
         """
         draws, bounds, rounds = [np.zeros((0, 2), np.int32)], [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]

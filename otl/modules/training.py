@@ -116,11 +116,16 @@ class Training(LightningModule):
         total, images = totalled(losses), len(losses)
         loss = losses.mean()
         if self.trainer.world_size > 1:  # whose batches may differ in size, and DDP takes the mean over ranks
-            total = self.trainer.strategy.reduce(total, reduce_op="sum")
-            loss, images = losses.sum() * self.trainer.world_size / total[1], total[1]
+            counts = self.counts(batch_idx)
+            total = self.trainer.strategy.reduce(total * counts, reduce_op="sum")
+            loss, images = counts * losses.sum() * self.trainer.world_size / total[1], total[1]
         if self.trainer.accumulate_grad_batches > 1:
             loss = self.shared(loss, images)
         return {"loss": loss, "losses": losses.detach(), "images": len(losses), "total": total}
+
+    def counts(self, batch_idx: int) -> bool:
+        """Whether a batch is one of the epoch, or of the validation, and not only there to make ranks even."""
+        return not self.trainer.datamodule.fills(batch_idx)  # type: ignore[attr-defined]
 
     def batch_losses(self, batch: Batch) -> Tensor:
         """[B] weighted loss of each sample, with the noise and the timesteps of its key."""
@@ -185,7 +190,8 @@ class Training(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The same noise every time: only the weights make the loss differ."""
-        self.validated += totalled(self.spaced_losses(batch, VALIDATION_TIMESTEPS).mean(1))
+        losses = self.spaced_losses(batch, VALIDATION_TIMESTEPS).mean(1)
+        self.validated += totalled(losses) * self.counts(batch_idx)
 
     def spaced_losses(self, batch: Batch, count: int) -> Tensor:
         """[B, count] losses at evenly spaced timesteps, each with noise of its own that only `batch.key` decides."""

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from otl.config import Broken, CaptionOptions, Concept, SettingsError
+from otl.config import Broken, CaptionOptions, Concept, ConceptType, SettingsError
 from otl.datamodules import files
 from otl.datamodules.bucketed import BucketedDataModule
 from tests.datamodules.fakes import CountingEncoder, data, folder, module, picture
@@ -84,6 +84,22 @@ def test_batches_are_counted_for_each_rank(photos):
     made = module(data(photos, batch_size=2))
     assert made.batches_per_epoch() == 4  # five square images and two tall ones
     assert made.batches_per_epoch(world_size=3) == 2
+
+
+@pytest.mark.parametrize("validating", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_each_batch_counts_once_on_however_many_ranks(tmp_path, validating, ranks):
+    """Seven images in batches of two and one, trained on or held out; a rank has as many batches as every other."""
+    held = {"held": Concept(path=str(folder(tmp_path / "held", 7)), type=ConceptType.validation)}
+    made = module(data(folder(tmp_path / "photos", 7), batch_size=2, concepts=held))
+    counted, lengths = [], set()
+    for rank in range(ranks):
+        made.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, validating=validating)
+        batches = list(made.val_dataloader() if validating else made.train_dataloader())
+        counted += [index for k, batch in enumerate(batches) if not made.fills(k) for index in batch.index.tolist()]
+        lengths.add(len(batches))
+    assert sorted(counted) == list(range(7))
+    assert len(lengths) == 1
 
 
 def test_a_concept_holds_out_its_own_share(tmp_path):

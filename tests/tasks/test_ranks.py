@@ -112,10 +112,10 @@ def test_two_ranks_train_as_one_does_with_their_batches_together(train, tmp_path
 
 @pytest.mark.slow
 def test_another_number_of_ranks_goes_on_with_the_same_images(train, tmp_path, photos):
-    """Two steps an epoch, each of two images: on two ranks, and accumulated on one. It stops within an epoch."""
-    Image.new("RGB", (64, 64), "red").save(photos / "3.png")
-    (photos / "3.txt").write_text("picture 3")
+    """Two steps an epoch, of two images and of one: on two ranks, of which one then has a batch that does not count,
+    and accumulated on one. It stops within an epoch, and so does a validation of three batches count each once."""
     line = ["trainer.max_steps=5", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=9", "optimizer.lr=1e-3"]
+    line += [f"data.concepts.held.path={photos}", "data.concepts.held.type=validation"]
     two = train(*line, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'two'}")
     assert two.code == 0, two.err
     resume = f"resume={tmp_path / 'two' / 'checkpoints' / 'step-00000003.ckpt'}"
@@ -128,6 +128,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_images(train, tmp_path, p
     assert [row["step"] for row in rows[0]] == ["4", "5"]
     for x, y in zip(rows[0], rows[1][3:]):
         assert float(x["loss"]) == pytest.approx(float(y["loss"]), rel=1e-4)
+    assert float(rows[0][0]["val_loss"]) == pytest.approx(float(rows[1][3]["val_loss"]), rel=1e-4)
 
     half = train(*line, resume, f"hydra.run.dir={tmp_path / 'half'}")
     assert half.code == 2
@@ -146,23 +147,24 @@ def test_text_encoders_train_on_two_ranks(train, tmp_path, sdxl_folder):
 
 @pytest.mark.slow
 def test_a_nan_on_one_rank_ends_all_and_is_named_once(train, tmp_path):
+    """One of three images is broken, and comes to one of the ranks."""
     assert train("data.batch_size=1", "trainer.max_steps=1", f"hydra.run.dir={tmp_path / 'fill'}").code == 0
     cache = Cache(tmp_path / "cache")
     cache.refresh()
     for shard in cache.shards:
         if shard.origin.kind == "image":
-            keys = load_file(shard.path)["otl.key"]
+            entries = load_file(shard.path)
             shard.path.unlink()
-            for key in keys:
-                shape = shard.fields[0].shape
-                cache.put(bytes(key.tolist()).hex(), {"latents": torch.full(shape, torch.nan)}, shard.origin)
+            entries["latents"][1] = torch.nan
+            for key, latents in zip(entries["otl.key"], entries["latents"]):
+                cache.put(bytes(key.tolist()).hex(), {"latents": latents}, shard.origin)
     cache.flush()
     done = train(
         "data.batch_size=1", "trainer.devices=2", "callbacks.guard.skips=0", f"hydra.run.dir={tmp_path / 'run'}"
     )
     assert done.code == 1
     assert done.err.count("the loss is NaN or infinite, in ") == 1
-    assert done.err.count("made by the latents that came from the data") == 2  # one for each rank
+    assert done.err.count("made by the latents that came from the data") == 1
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["outcome"] == "NonFinite"
     assert not (tmp_path / "run" / "final.safetensors").exists()
 
