@@ -92,7 +92,7 @@ def test_a_resumed_run_is_bit_equal_with_deterministic_algorithms(sd15_folder, t
     line = ["trainer.accelerator=gpu", f"trainer.precision={precision}"]
     last = a_resumed_run_is_bit_equal(tmp_path, sd15_folder, *line)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"], "cuBLAS is asked for it"
-    assert "cuda" in last["randomness"]
+    assert "cuda" in last["randomness"][0]
     assert ("MixedPrecision" in last) == (precision == "16-mixed")  # the scale of fp16
 
 

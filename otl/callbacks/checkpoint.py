@@ -207,13 +207,14 @@ class Checkpoint(Callback):
         settle(loop, batches=trainer.num_training_batches, steps=trainer.global_step)
         checkpoint |= {
             "epoch": loop["epoch_progress"]["current"]["processed"],
-            "randomness": randomness.states(),
+            "randomness": randomness.of_all_ranks(),
             "unvalidated": self._unvalidated,
             "world_size": trainer.world_size,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:
-        self._randomness = checkpoint["randomness"]
+        ranks = checkpoint["randomness"]
+        self._randomness = ranks[trainer.global_rank % len(ranks)]
         self._unvalidated = checkpoint["unvalidated"]
         then, now = checkpoint["world_size"], trainer.world_size
         if then != now:

@@ -24,6 +24,16 @@ def states() -> dict[str, Any]:
     return found
 
 
+def of_all_ranks() -> list[dict[str, Any]]:
+    """The states of each rank; all have to ask at once."""
+    own = states()
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [own]
+    ranks = [own] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, own)
+    return ranks
+
+
 def restore(saved: dict[str, Any]) -> None:
     """Put back what `states` returned; a CUDA state is left out where there is no CUDA."""
     version, numbers, gauss = saved["python"]
