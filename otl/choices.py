@@ -79,7 +79,8 @@ def _check_duration(duration: Any) -> Iterator[Problem]:
     """As Lightning reads it where it is text."""
     if isinstance(duration, dict) or duration in (None, Unknown):
         return
-    if not isinstance(duration, str) or not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", duration.strip()):
+    written = r"(?=.*[1-9])\d+:\d\d:\d\d:\d\d"  # with no time at all nothing would be trained
+    if not isinstance(duration, str) or not re.fullmatch(written, duration.strip()):
         message = f"{show(duration)} is not accepted: give days, hours, minutes and seconds, such as 00:12:00:00"
         yield Problem("trainer.max_time", message)
 

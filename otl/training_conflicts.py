@@ -62,6 +62,10 @@ def of_trainer(trainer: dict[str, Any], callbacks: dict[str, Any]) -> Iterator[P
         value = trainer.get(name, idle[0])
         if value is not Unknown and not any(value == each and type(value) is type(each) for each in idle):
             yield Problem(f"trainer.{name}", f"{show(value)} has no place in a run of OTL: {instead}")
+    interval, epochs = trainer.get("val_check_interval"), trainer.get("check_val_every_n_epoch")
+    if interval is not None and epochs not in (None, 1, Unknown):
+        message = f"{show(epochs)} would have no effect beside trainer.val_check_interval={show(interval)}: set one"
+        yield Problem("trainer.check_val_every_n_epoch", message)
     if trainer.get("max_time") is None and not any(map(_may_stop, callbacks.values())):
         for name in ("min_steps", "min_epochs"):
             if trainer.get(name):

@@ -7,6 +7,7 @@ import pytest
 from otl.check import check
 
 HUBER = "loss.type=huber"
+HELD_OUT = "data.validation_share=0.1"
 
 
 def found(settings, *lines: str) -> dict[str, str]:
@@ -99,6 +100,8 @@ def test_combinations_that_make_no_sense_are_refused(settings, lines, key, messa
         (["noise.shift=0"], "noise.shift", "above 0"),
         (["++trainer.limit_train_batches=-1"], "trainer.limit_train_batches", "at least 0"),
         (["++trainer.max_time=12h"], "trainer.max_time", "00:12:00:00"),
+        (["++trainer.max_time='00:00:00:00'"], "trainer.max_time", "00:12:00:00"),
+        (["trainer.limit_val_batches=0.5", HELD_OUT], "trainer.limit_val_batches", "a whole number, at least 1"),
         (["+method.parts.denoiser.stop_after=3 epoch"], "method.parts.denoiser.stop_after", "epochs as in '1 epoch'"),
         (["+method.parts.denoiser.stop_after=0"], "method.parts.denoiser.stop_after", "1 epoch, 3 epochs"),
         (["+method.embeddings.cat.stop_after=1 epochs"], "method.embeddings.cat.stop_after", "and '3 epochs'"),

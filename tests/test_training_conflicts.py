@@ -20,7 +20,12 @@ UNFITTING = ("fast_dev_run=2", "limit_train_batches=1", "overfit_batches=1", "ba
     [
         *(([f"trainer.{name}"], f"trainer.{name.partition('=')[0]}", "has no place in a run") for name in UNFITTING),
         (["trainer.min_steps=9"], "trainer.min_steps", "nothing ends the run"),
-        (["trainer.limit_val_batches=0.5"], "trainer.limit_val_batches", "no image is held out"),
+        (
+            ["trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=9", "data.validation_share=0.1"],
+            "trainer.check_val_every_n_epoch",
+            "2 would have no effect beside trainer.val_check_interval=9",
+        ),
+        (["trainer.limit_val_batches=3"], "trainer.limit_val_batches", "no image is held out"),
         (["trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch", "no image is held out"),
         ([f"sample.image={HERE}"], "sample.image", "give sample.mask too"),
         ([f"sample.mask={HERE}"], "sample.mask", "give sample.image too"),
@@ -46,6 +51,7 @@ def test_what_makes_no_sense_is_refused(
         ["scheduler.warmup=99", "trainer.max_steps=100"],
         ["scheduler.warmup=0.5", "trainer.max_steps=100"],
         ["scheduler.warmup=500"],
+        ["trainer.limit_val_batches=3", "trainer.check_val_every_n_epoch=2", "data.validation_share=0.1"],
         ["trainer.min_steps=9", "trainer.max_time=00:01:00:00"],
         ["trainer.max_time={hours: 1}"],
         ["optimizer=prodigy"],

@@ -67,6 +67,7 @@ class Checkpoint(Callback):
         self._begun_step = self._begun_at = 0  # optimizer steps, and batches, when the batch began
         self._saved_step: int | None = None
         self._saved_at = 0.0  # seconds
+        self._ends = False  # whether Lightning is to end the run, such as by trainer.max_time
         self._due = False  # whether a checkpoint is to be made after this step
         self._unvalidated = False  # whether the validation that follows a step has not come to its end
         self._val_loss: float | None = None  # of the weights as they are
@@ -111,8 +112,10 @@ class Checkpoint(Callback):
         self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Raises Stopped: a signal has asked for it."""
-        if not self._steps.advanced(trainer):
+        if not self._steps.advanced(trainer):  # an end that is asked for waits until no gradient does
+            self._ends, trainer.should_stop = self._ends or trainer.should_stop, False
             return
+        trainer.should_stop = trainer.should_stop or self._ends
         self._writer.check()
         self._due, self._unvalidated = self._is_due(trainer, pl_module), validates_now(trainer)
         if not self._unvalidated:

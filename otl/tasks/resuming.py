@@ -30,7 +30,7 @@ resume allow_changes manifest experiment task.* output.* sample.* logger logger.
 data.path data.concepts.*.path data.mask_folder data.concepts.*.mask_folder
 data.workers data.cache_dir data.encode_batch_size
 trainer.max_steps trainer.max_epochs trainer.devices trainer.num_nodes trainer.accumulate_grad_batches
-trainer.val_check_interval trainer.precision
+trainer.max_time trainer.val_check_interval trainer.check_val_every_n_epoch trainer.limit_val_batches trainer.precision
 callbacks.checkpoint callbacks.checkpoint.* callbacks.sampling callbacks.sampling.* callbacks.export callbacks.export.*
 callbacks.metrics callbacks.metrics.* callbacks.progress callbacks.progress.* callbacks.guard callbacks.guard.*
 """.split()

@@ -102,9 +102,11 @@ def run(settings: DictConfig, folder: Path) -> None:
             manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
         slurm.requeue(settings, error)
         raise
-    if earlier is not None and earlier["global_step"] >= module.total_steps:
+    if earlier is not None and earlier["global_step"] == trainer.global_step:
         complete(trainer, module)
-    manifest.finish(record, folder, outcome=outcome(trainer), step=trainer.global_step)
+    if trainer.global_step < module.total_steps:
+        log.warning(f"ended early, {said_end(settings)}: go on with resume=auto, and more of it")
+    manifest.finish(record, folder, outcome="finished", step=trainer.global_step)
     summary.closing(settings, trainer.global_step, folder, seconds=time.monotonic() - started)
 
 
@@ -150,7 +152,7 @@ def said(kind: type[Exception]) -> Iterator[None]:
 
 
 def complete(trainer: Trainer, module: DiffusionModule) -> None:
-    """What a run lacks that was ended after its last step: Lightning does nothing then, and calls nobody."""
+    """What a run lacks that has no step or no time left: Lightning does nothing then, and calls nobody."""
     module.to(trainer.strategy.root_device)
     for callback in trainer.callbacks:
         if isinstance(callback, Sampling | Export):
@@ -238,5 +240,7 @@ def validate_by_steps(trainer: Trainer, every: int) -> None:
     loop._should_check_val_fx = is_due
 
 
-def outcome(trainer: Trainer) -> str:
-    return "interrupted" if trainer.interrupted else "finished"
+def said_end(settings: DictConfig) -> str:
+    """By what, other than its last step."""
+    limit = settings.trainer.get("max_time")
+    return "by a callback" if limit is None else f"by trainer.max_time={limit}"

@@ -90,6 +90,28 @@ def test_a_resumed_run_ends_with_the_same_weights(run: Run, tmp_path: Path, stop
     resumed = run(Checkpoint(), EMA(0.9), steps=8, folder="resumed", ckpt=path, accumulate=accumulate)
     assert resumed.losses == [pair for pair in whole.losses if pair[0] >= stop]
     assert same_weights(resumed, whole)
+    assert all(torch.equal(average, whole.average[name]) for name, average in resumed.average.items())
+
+
+class Enough(Callback):
+    """Asks Lightning to end the run, as its Timer does, after a batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer: Any, pl_module: TinyModule, *rest: Any) -> None:
+        trainer.should_stop = len(pl_module.losses) == self.batch
+
+
+@pytest.mark.parametrize(("batch", "step"), [(3, 2), (4, 3), (5, 3)])  # at an epoch's end, in an accumulation, after it
+def test_a_run_that_ends_early_ends_between_two_steps(run: Run, tmp_path: Path, batch: int, step: int) -> None:
+    whole = run(Checkpoint(every=None), EMA(0.9), steps=8, accumulate=2, folder="whole")
+    run(Checkpoint(every=None), EMA(0.9), Enough(batch), steps=8, accumulate=2)
+    path = newest(tmp_path / "run/checkpoints")
+    assert path is not None and path.name == f"step-{step:08d}.ckpt"
+    resumed = run(Checkpoint(every=None), EMA(0.9), steps=8, accumulate=2, ckpt=path)
+    assert resumed.losses == [pair for pair in whole.losses if pair[0] >= step]
+    assert same_weights(resumed, whole)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])  # inside an epoch, at its end, inside
@@ -250,6 +272,28 @@ def test_a_failed_save_ends_the_run_and_leaves_no_file(
     with pytest.raises(DiskError, match=r"step-0000000\d\.ckpt cannot be written: Input/output error"):
         run(Checkpoint(every=2, asynchronous=asynchronous), steps=9)
     assert names(tmp_path / "run/checkpoints") == ["step-00000002.ckpt"]
+
+
+def test_a_save_that_failed_beside_the_training_ends_it_after_the_next_step(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails once: what was done until then is saved all the same."""
+    failures, torch_save, checkpoint = [OSError(errno.EIO, os.strerror(errno.EIO))], torch.save, Checkpoint(every=2)
+
+    def once(content: Any, file: Any) -> None:
+        if failures:
+            raise failures.pop()
+        torch_save(content, file)
+
+    class Wait(Callback):
+        def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step == 2:
+                checkpoint._writer._thread.join()
+
+    monkeypatch.setattr(torch, "save", once)
+    with pytest.raises(DiskError, match=r"step-00000002\.ckpt cannot be written: Input/output error"):
+        run(Wait(), checkpoint, steps=9)
+    assert names(tmp_path / "run/checkpoints") == ["step-00000003.ckpt"]
 
 
 def test_the_newest_whole_file_is_found(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

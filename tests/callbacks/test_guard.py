@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
+from pytorch_optimizer import Prodigy
 
 from otl.callbacks.checkpoint import Checkpoint
 from otl.callbacks.ema import EMA
 from otl.callbacks.guard import Guard, NonFinite
+from tests.faults.ends import content, values
 
 from .conftest import BATCH_SIZE, IMAGES, Run, TinyModule, Weights
 
@@ -83,6 +88,34 @@ def test_a_step_that_is_skipped_leaves_everything_as_it_is(run: Run, caplog: pyt
     assert "1 step of 5 were skipped" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [functools.partial(torch.optim.AdamW, lr=0.05), functools.partial(torch.optim.Adafactor, lr=0.05), Prodigy],
+    ids=["adamw", "adafactor", "prodigy"],
+)
+def test_one_broken_batch_of_an_accumulation_spoils_none_of_them(run: Run, optimizer: Any) -> None:
+    """The second of the three batches of the second step."""
+    average, kept = EMA(0.9), []
+
+    def change(module: TinyModule) -> None:
+        losses = module.batch_losses
+        module.batch_losses = lambda batch: losses(batch) * (torch.nan if len(module.losses) == 4 else 1)  # type: ignore[method-assign]
+        module.configure_optimizers = lambda: optimizer([{"params": module.net.parameters(), "name": "unet"}])  # type: ignore[method-assign]
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: TinyModule, *rest: Any) -> None:
+            if trainer.global_step == len(kept) + 1:
+                states = [pl_module.state_dict(), trainer.optimizers[0].state_dict(), average.state_dict()]
+                kept.append(copy.deepcopy(list(values(states, "after"))))
+
+    module = run(Guard(), average, Look(), steps=3, accumulate=3, change=change)
+    assert math.isnan(module.losses[4][1]) and math.isfinite(module.losses[5][1])
+    first, second, third = ([(name, content(value)) for name, value in each] for each in kept)
+    assert first == second
+    assert all(torch.isfinite(value).all() for _, value in kept[2] if isinstance(value, torch.Tensor))
+    assert [name for name, _ in third] == [name for name, _ in first] and third != first
+
+
 def test_too_many_in_a_row_end_the_run(run: Run) -> None:
     with pytest.raises(NonFinite, match=r"step 3: .*callbacks\.guard\.skips_in_a_row=2"):
         run(Guard(skips_in_a_row=2, skips=99), BreakGradient(always=True), steps=9)
@@ -95,9 +128,10 @@ def test_too_many_in_all_end_the_run(run: Run) -> None:
 
 
 def test_what_was_skipped_before_a_resume_counts(run: Run, tmp_path: Path) -> None:
+    """One in each epoch of three steps."""
     run(Guard(skips=1), Checkpoint(), steps=3, total=9, poisoned=POISONED)
     with pytest.raises(NonFinite, match=r"callbacks\.guard\.skips=1"):
-        run(Guard(skips=1), steps=9, poisoned=POISONED, ckpt=tmp_path / "run/checkpoints/step-00000003.ckpt")
+        run(Guard(skips=1), steps=6, poisoned=POISONED, ckpt=tmp_path / "run/checkpoints/step-00000003.ckpt")
 
 
 def test_a_run_that_ends_for_it_has_saved_what_it_did(run: Run, tmp_path: Path) -> None:
