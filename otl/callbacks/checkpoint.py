@@ -45,7 +45,7 @@ class Checkpoint(Callback):
         best: whether the one with the lowest validation loss is kept too, and made after each lower one.
         asynchronous: whether training goes on while one is written, from a copy in the CPU's memory.
         wait: minutes that a full disk is waited for, before the run ends.
-        requeue: signals upon which a SLURM job is put back into the queue as well.
+        requeue: signals upon which a SLURM job is put back into the queue as well, by tasks/slurm.py.
     """
 
     def __init__(
@@ -169,14 +169,19 @@ class Checkpoint(Callback):
 
     def _settle(self, trainer: Trainer, module: DiffusionModule) -> None:
         """Save if it is time to, and stop if that is asked for."""
-        stop = trainer.strategy.reduce_boolean_decision(self._stops.asked is not None, all=False)
+        stop = self._is_asked(trainer)
         better = self.best and self._val_loss is not None and self._is_lowest(trainer, self._val_loss)
         if stop or better or self._due:
             path = self._save(trainer, module)
+            stop = stop or self._is_asked(trainer)  # meanwhile: the checkpoint is there already
             if stop and trainer.global_step < module.total_steps:
                 self._writer.finish()
                 number = self._stops.asked or signal.SIGTERM  # another rank's
-                raise Stopped(number, path, requeue=signal.Signals(number).name in self.requeue)
+                raise Stopped(number, path)
+
+    def _is_asked(self, trainer: Trainer) -> bool:
+        """Whether a signal has asked any rank for a stop."""
+        return trainer.strategy.reduce_boolean_decision(self._stops.asked is not None, all=False)
 
     def _is_lowest(self, trainer: Trainer, val_loss: float) -> bool:
         """Whether a validation loss is lower than all before, by what the first rank knows; NaN never is."""

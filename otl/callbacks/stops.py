@@ -22,16 +22,15 @@ class Stopped(RunEnded):
     Args:
         signal_number: what asked for it; a program stopped by it exits with 128 + this number.
         path: the checkpoint from which `resume=auto` goes on; None: no step was being made.
-        requeue: whether the job is to be put back into a cluster's queue.
     """
 
-    def __init__(self, signal_number: int, path: Path | None, *, requeue: bool = False) -> None:
+    def __init__(self, signal_number: int, path: Path | None) -> None:
         name = signal.Signals(signal_number).name
         if path is None:
             super().__init__(f"stopped by {name} outside of the steps; the same line begins again with resume=auto")
         else:
             super().__init__(f"stopped by {name}; go on with resume=auto (from {path})")
-        self.signal_number, self.path, self.requeue = signal_number, path, requeue
+        self.signal_number, self.path = signal_number, path
         self.exit_code = 128 + signal_number
 
 

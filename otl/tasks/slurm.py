@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 
 from omegaconf import DictConfig
@@ -20,14 +21,14 @@ def job() -> str | None:
     return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID")
 
 
-def requeue(settings: DictConfig, error: BaseException) -> None:
-    """Put the job back, where it has saved what it did, and will go on from there.
+def requeue(settings: DictConfig, error: Stopped) -> None:
+    """Put the job back, where it will go on from what it has saved, or begin again where it was stopped before.
 
     Args:
-        error: what has ended the run.
+        error: the signal that has ended the run.
     """
-    number = job()
-    if number is None or not isinstance(error, Stopped) or not error.requeue or error.path is None or not speaks():
+    number, name = job(), signal.Signals(error.signal_number).name
+    if number is None or name not in signals(settings) or not speaks():
         return
     if settings.resume != "auto":
         log.warning(f"SLURM job {number} is not put back into the queue: it would begin anew; add resume=auto")
@@ -40,4 +41,10 @@ def requeue(settings: DictConfig, error: BaseException) -> None:
     if done.returncode:
         log.error(f"SLURM job {number} is not put back into the queue: {done.stderr.strip() or done.stdout.strip()}")
     else:
-        log.info(f"SLURM job {number} is back in the queue; it goes on from {error.path}")
+        log.info(f"SLURM job {number} is back in the queue, for the same line with resume=auto")
+
+
+def signals(settings: DictConfig) -> list[str]:
+    """The names of those upon which a job goes back."""
+    checkpoint = settings.callbacks.get("checkpoint") or {}
+    return checkpoint.get("requeue") or []

@@ -22,7 +22,7 @@ from otl.callbacks.export import Export
 from otl.callbacks.hooks import Unprofiled, drop_empty
 from otl.callbacks.progress import track
 from otl.callbacks.sampling import Sampling
-from otl.callbacks.stops import at_once
+from otl.callbacks.stops import Stopped, at_once
 from otl.callbacks.timing import due
 from otl.config import RunEnded, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule, report, require_sound
@@ -49,8 +49,12 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     if folder is None:
         ranks.require_one_folder()
         folder = run_dir()
-    with named(folder, FAILING), alone(folder):
-        run(settings, folder)
+    try:
+        with named(folder, FAILING), alone(folder):
+            run(settings, folder)
+    except Stopped as error:
+        slurm.requeue(settings, error)
+        raise
 
 
 def run(settings: DictConfig, folder: Path) -> None:
@@ -99,8 +103,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     except BaseException as error:
         end_ranks(trainer, error)
         with said(DiskError):  # what ended the run counts more
-            manifest.finish(record, folder, outcome=type(error).__name__, step=trainer.global_step)
-        slurm.requeue(settings, error)
+            manifest.finish(record, folder, outcome=outcome(error), step=trainer.global_step)
         raise
     if earlier is not None and earlier["global_step"] == trainer.global_step:
         complete(trainer, module)
@@ -238,6 +241,11 @@ def validate_by_steps(trainer: Trainer, every: int) -> None:
         return loop._should_check_val_epoch() and not loop._should_accumulate() and due(trainer.global_step, every)
 
     loop._should_check_val_fx = is_due
+
+
+def outcome(error: BaseException) -> str:
+    """What the record says of a run that an error has ended; a second Ctrl-C is a SystemExit to Lightning."""
+    return "interrupted" if isinstance(error, Stopped | SystemExit) else type(error).__name__
 
 
 def said_end(settings: DictConfig) -> str:

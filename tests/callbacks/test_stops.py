@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from otl.callbacks.backups import newest
+from otl.callbacks.checkpoint import Checkpoint
+from otl.callbacks.export import Export
+from otl.callbacks.metrics import Metrics
+from otl.callbacks.sampling import Sampling
 from otl.callbacks.stops import SIGNALS, Stopped, Stops, at_once
+
+from .conftest import Run, TinyModule
+
+CLUSTER = (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -63,3 +78,94 @@ def test_outside_of_the_main_thread_nothing_is_caught() -> None:
     thread.start()
     thread.join()
     assert len(caught) == 1
+
+
+def asks(method: str, number: int, *, step: int) -> Callable[[TinyModule], None]:
+    """The signal comes after a method of the module has done its work at a step, the first time."""
+
+    def change(module: TinyModule) -> None:
+        module.sample_options.prompts = ["a cat"]
+        work, asked = getattr(module, method), []
+
+        def watched(*args: Any, **options: Any) -> Any:
+            done = work(*args, **options)
+            if module.trainer.global_step == step and not asked:
+                asked.append(os.kill(os.getpid(), number))
+            return done
+
+        setattr(module, method, watched)
+
+    return change
+
+
+def rows(folder: Path) -> list[tuple[str, ...]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [(row["step"], row["epoch"], row["loss"], row["val_loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("method", ["validation_step", "draw", "export"])
+def test_what_follows_the_step_is_finished_before_the_run_stops(
+    run: Run, tmp_path: Path, number: int, method: str
+) -> None:
+    """A validation, pictures and a result on the way: the run that goes on has nothing of them left to do."""
+
+    def part(change: Any, **options: Any) -> TinyModule:
+        after = [Metrics(), Export(every=3), Sampling(every=3, first=False), Checkpoint(every=None)]
+        return run(*after, steps=5, validate=True, change=change, **options)
+
+    whole = part(asks("draw", 0, step=9), folder="whole")
+    with pytest.raises(Stopped) as stopped:
+        part(asks(method, number, step=3))
+    assert stopped.value.exit_code == 128 + number
+    assert stopped.value.path == tmp_path / "run/checkpoints/step-00000003.ckpt"
+    for done in ("samples/step-000003.json", "final-step-000003.json"):
+        assert (tmp_path / "run" / done).read_bytes() == (tmp_path / "whole" / done).read_bytes()
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")[:3]
+    resumed = part(asks("draw", 0, step=9), ckpt=stopped.value.path)
+    assert [step for step, *_ in resumed.draws] == [5]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert torch.equal(resumed.net.weight, whole.net.weight)
+
+
+def test_a_stop_waits_for_the_checkpoint_that_is_being_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is begun beside the third step, in which the signal comes; then the third step's is written too."""
+    checkpoint, written, torch_save = Checkpoint(every=2), [], torch.save
+
+    def slow(content: Any, file: Any) -> None:
+        while checkpoint._stops.asked is None:
+            time.sleep(0.001)
+        torch_save(content, file)
+        written.append(content["global_step"])
+
+    monkeypatch.setattr(torch, "save", slow)
+    with pytest.raises(Stopped) as stopped:
+        run(checkpoint, steps=9, change=asks("training_step", signal.SIGTERM, step=2))
+    assert written == [2, 3]
+    assert newest(tmp_path / "run/checkpoints") == stopped.value.path
+    there = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("*.ckpt"))
+    assert there == ["step-00000002.ckpt", "step-00000003.ckpt"]
+
+
+@pytest.mark.parametrize(("numbers", "saved"), [(CLUSTER, 4), ((signal.SIGINT, signal.SIGINT), 2)])
+def test_signals_within_a_save_leave_it_whole_or_without_a_trace(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...], saved: int
+) -> None:
+    """Those of a cluster wait for it, however many; a second Ctrl-C does not."""
+    before, torch_save = signal.getsignal(signal.SIGINT), torch.save
+
+    def interrupted(content: Any, file: Any) -> None:
+        file.write(b"half")
+        for number in numbers if content["global_step"] == 4 else ():
+            os.kill(os.getpid(), number)
+        file.file.seek(0)
+        torch_save(content, file)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(Stopped if saved == 4 else SystemExit):
+        run(Checkpoint(every=2, asynchronous=False), steps=9)
+    signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored after a Ctrl-C
+    assert newest(tmp_path / "run/checkpoints") == tmp_path / f"run/checkpoints/step-{saved:08d}.ckpt"
+    assert not list((tmp_path / "run/checkpoints").glob(".*"))

@@ -1,5 +1,6 @@
 """A SLURM job that is asked to stop goes back into the queue, where it would go on by itself."""
 
+import json
 import logging
 import os
 import signal
@@ -28,8 +29,8 @@ def scontrol(tmp_path, monkeypatch):
     return lambda: (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
 
 
-def stopped(requeue=True, path=SAVED):
-    return Stopped(signal.SIGUSR1, path, requeue=requeue)
+def stopped(number=signal.SIGUSR1, path=SAVED):
+    return Stopped(number, path)
 
 
 def test_it_goes_back_after_a_checkpoint(scontrol, settings):
@@ -45,11 +46,19 @@ def test_one_of_an_array_goes_back_alone(scontrol, settings, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [stopped(requeue=False), stopped(path=None), ValueError(), KeyboardInterrupt()], ids=repr
+    ("line", "number", "back"),
+    [
+        ([], signal.SIGTERM, True),
+        ([], signal.SIGINT, False),
+        (["callbacks.checkpoint.requeue=[SIGUSR1]"], signal.SIGUSR1, True),
+        (["callbacks.checkpoint.requeue=[SIGUSR1]"], signal.SIGTERM, False),
+        (["callbacks.checkpoint.requeue=null"], signal.SIGUSR1, False),
+        (["callbacks.checkpoint=null"], signal.SIGUSR1, False),
+    ],
 )
-def test_nothing_else_sends_it_back(scontrol, settings, error):
-    slurm.requeue(settings("resume=auto"), error)
-    assert scontrol() == ""
+def test_the_setting_says_which_signals_send_it_back(scontrol, settings, line, number, back):
+    slurm.requeue(settings("resume=auto", *line), stopped(number))
+    assert bool(scontrol()) is back
 
 
 def test_other_ranks_do_not(scontrol, settings, monkeypatch):
@@ -80,25 +89,31 @@ def test_outside_of_slurm_nothing_is_called(scontrol, settings, monkeypatch):
     assert scontrol() == ""
 
 
-@pytest.mark.parametrize(("listed", "expected"), [("[SIGUSR1]", False), ("[SIGUSR1, SIGTERM]", True), ("null", False)])
-def test_the_setting_says_which_signals_send_it_back(settings, listed, expected):
-    from hydra.utils import instantiate
-
-    options = settings(f"callbacks.checkpoint.requeue={listed}").callbacks.checkpoint
-    assert ("SIGTERM" in instantiate(options, _convert_="all").requeue) is expected
-
-
 class Preempted(Callback):
-    """The cluster asks for a stop within the first step."""
+    """The cluster asks for a stop: within the first step, or while the run is still being set up."""
+
+    def __init__(self, moment):
+        self.moment = moment
+
+    def setup(self, trainer, pl_module, stage):
+        self.ask("setup")
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        self.ask("step")
+
+    def ask(self, moment):
+        if moment == self.moment:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_run_that_is_asked_to_stop_puts_its_job_back(scontrol, settings, sd15_folder, tmp_path):
+@pytest.mark.parametrize("moment", ["setup", "step"])
+def test_a_run_that_is_asked_to_stop_puts_its_job_back(scontrol, settings, sd15_folder, tmp_path, moment):
+    """Also before the first step: what it has put into its cache is kept."""
     picture(tmp_path / "photos" / "a.png")
     line = [f"model.checkpoint={sd15_folder}", f"data.path={tmp_path / 'photos'}", f"data.cache_dir={tmp_path}/cache"]
     line += ["data.resolution=64", "data.workers=0", "logger=none", "trainer.max_steps=3", "resume=auto"]
+    asked = [f"callbacks.preempted._target_={__name__}.Preempted", f"callbacks.preempted.moment={moment}"]
     with pytest.raises(Stopped):
-        train(settings(*line, f"callbacks.preempted._target_={__name__}.Preempted"), tmp_path)
+        train(settings(*line, *asked), tmp_path)
     assert scontrol() == "requeue 815\n"
+    assert json.loads((tmp_path / "manifest.json").read_text())["outcome"] == "interrupted"
