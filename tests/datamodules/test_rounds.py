@@ -242,7 +242,10 @@ def drawn_of(dataset) -> tuple[Layout, list[Concept], Rounds]:
 @settings(max_examples=60, deadline=None)
 @given(dataset=DATASETS, count=st.integers(1, 30))
 def test_every_image_is_seen_as_often_as_promised(dataset, count):
-    """In one round as in the first ones together, less than two off; padding adds to that and takes nothing away."""
+    """In one round as in the first ones together, less than two off; padding adds to that and takes nothing away.
+
+    In a round, the images of a concept in one bucket differ by one draw at most.
+    """
     of, concepts, drawn = drawn_of(dataset)
     sizes = Counter(sample.concept for sample in of.samples)
     times: Counter[int] = Counter()
@@ -252,6 +255,9 @@ def test_every_image_is_seen_as_often_as_promised(dataset, count):
         here = Counter(draws[:, 0].tolist())
         times += here
         assert sum(stop - start for start, stop in bounds.tolist()) == len(draws)
+        for group in drawn.groups if kept else []:
+            counts = [here[index] for index in group.members.tolist()]
+            assert max(counts) - min(counts) <= 1
         for index, sample in enumerate(of.samples):
             promised = promise(concepts[int(sample.concept)], sizes[sample.concept])
             assert here[index] > promised - 2 and (not kept or here[index] < promised + 2)
