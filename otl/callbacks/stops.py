@@ -32,6 +32,7 @@ class Stopped(RunEnded):
             super().__init__(f"stopped by {name}; go on with resume=auto (from {path})")
         self.signal_number, self.path = signal_number, path
         self.exit_code = 128 + signal_number
+        self.on_all_ranks = path is not None  # else the others may not know, and would wait for this one
 
 
 @contextmanager

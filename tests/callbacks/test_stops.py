@@ -33,6 +33,7 @@ def test_outside_of_the_steps_a_signal_ends_the_run_at_once(number: int) -> None
         os.kill(os.getpid(), number)
         raise AssertionError("it went on")
     assert (stopped.value.exit_code, stopped.value.path) == (128 + number, None)
+    assert not stopped.value.on_all_ranks  # so that the others are ended too
     assert signal.getsignal(number) is before
 
 
@@ -118,6 +119,7 @@ def test_what_follows_the_step_is_finished_before_the_run_stops(
     with pytest.raises(Stopped) as stopped:
         part(asks(method, number, step=3))
     assert stopped.value.exit_code == 128 + number
+    assert stopped.value.on_all_ranks
     assert stopped.value.path == tmp_path / "run/checkpoints/step-00000003.ckpt"
     for done in ("samples/step-000003.json", "final-step-000003.json"):
         assert (tmp_path / "run" / done).read_bytes() == (tmp_path / "whole" / done).read_bytes()
@@ -169,3 +171,9 @@ def test_signals_within_a_save_leave_it_whole_or_without_a_trace(
     signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored after a Ctrl-C
     assert newest(tmp_path / "run/checkpoints") == tmp_path / f"run/checkpoints/step-{saved:08d}.ckpt"
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
+
+
+def test_a_run_that_is_asked_to_stop_in_its_last_step_is_finished(run: Run, tmp_path: Path) -> None:
+    run(Export(), Checkpoint(every=None), steps=3, change=asks("training_step", signal.SIGTERM, step=2))
+    assert newest(tmp_path / "run/checkpoints") == tmp_path / "run/checkpoints/step-00000003.ckpt"
+    assert (tmp_path / "run/final.json").is_file()
