@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ from otl.callbacks.export import Export
 from otl.callbacks.metrics import Metrics
 from otl.callbacks.sampling import Sampling
 from otl.callbacks.stops import SIGNALS, Stopped, Stops, at_once
+from otl.formats.files import DiskError
 
 from .conftest import Run, TinyModule
 
@@ -177,3 +179,14 @@ def test_a_run_that_is_asked_to_stop_in_its_last_step_is_finished(run: Run, tmp_
     run(Export(), Checkpoint(every=None), steps=3, change=asks("training_step", signal.SIGTERM, step=2))
     assert newest(tmp_path / "run/checkpoints") == tmp_path / "run/checkpoints/step-00000003.ckpt"
     assert (tmp_path / "run/final.json").is_file()
+
+
+def test_a_stop_whose_checkpoint_cannot_be_written_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not say from where to go on, and no job goes back into the queue for it."""
+
+    def failing(content: Any, file: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(torch, "save", failing)
+    with pytest.raises(DiskError, match=r"step-00000002\.ckpt cannot be written"):
+        run(Checkpoint(every=None), steps=9, change=asks("training_step", signal.SIGTERM, step=1))
