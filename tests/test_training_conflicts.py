@@ -60,7 +60,7 @@ def test_what_makes_no_sense_is_refused(
         ["trainer.val_check_interval=4", "data.concepts.a.path=..", "data.concepts.a.type=validation"],
         ["callbacks.checkpoint.best=true", "data.concepts.a.path=..", "data.concepts.a.validation_share=0.5"],
         ["callbacks.checkpoint=null"],
-        ["sample.prompts=[a,b]", f"sample.image={HERE}", f"sample.mask=[{__file__},{__file__}]"],
+        ["model=sd15_inpaint", "sample.prompts=[a,b]", f"sample.image={HERE}", f"sample.mask=[{__file__},{__file__}]"],
         ["sample.seeds=[]"],
         ["task=cache", "trainer.val_check_interval=4"],
         ["trainer.strategy=fsdp", "trainer.profiler=null", "trainer.gradient_clip_algorithm=value"],
