@@ -27,13 +27,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from otl import outcomes
 from otl.check import check, report, require, require_all
-from otl.config import RunEnded, SettingsError, conf_dir, register
+from otl.config import Problem, RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import COMPOSING, compose_settings, explain, explain_flags
 from otl.outcomes import Outcome
 from otl.overrides import misread
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
-from otl.sweeps import groups_in, jobs, parted, queued
+from otl.sweeps import groups_in, jobs, parted, queued, unswept
 from otl.trust import hide, hide_logged, hide_uncaught, hydra_calls, known_tokens, secrets
 
 CONFIG_NAME = "config"
@@ -90,7 +90,7 @@ def job(cfg: DictConfig) -> None:
 def run(cfg: DictConfig) -> None:
     """Check once more, and call the task."""
     require(cfg)
-    require_harmless(OmegaConf.create({"hydra": HydraConfig.get()}).hydra)
+    require_all(harmful(OmegaConf.create({"hydra": HydraConfig.get()}).hydra))
     quiet_libraries()
     quiet_ranks()
     hydra.utils.get_method(cfg.task._target_)(cfg, **options(cfg.task))
@@ -212,13 +212,14 @@ def check_line(arguments: Sequence[str]) -> None:
     known = list(jobs(line.overrides, groups_in(line.config_dir, folder))) if line.multirun else [line.overrides]
     for overrides in known:
         settings, hydra_settings = composed(overrides, **where)
-        require_all([*misread(overrides, settings), *check(settings)])
-        require_harmless(hydra_settings)
+        sweeper = str(hydra_settings.sweeper.get("_target_"))
+        problems = [*unswept(line.overrides, sweeper), *misread(overrides, settings), *check(settings)]
+        require_all([*problems, *harmful(hydra_settings)])
     if not known:  # Hydra writes the line and its own settings down before the sweeper knows the jobs
         same, swept = parted(line.overrides)
         settings, hydra_settings = composed(same, **where)
         rest: Any = OmegaConf.to_container(settings, resolve=False)
-        require_harmless(hydra_settings, swept | rest)
+        require_all(harmful(hydra_settings, swept | rest))
 
 
 def composed(overrides: Sequence[str], **where: Any) -> tuple[DictConfig, DictConfig]:
@@ -229,19 +230,14 @@ def composed(overrides: Sequence[str], **where: Any) -> tuple[DictConfig, DictCo
     return settings, hydra_settings
 
 
-def require_harmless(hydra_settings: DictConfig, written: dict[str, Any] | None = None) -> None:
-    """Refuse what Hydra itself would call for these settings, before any task, and tokens that it would write down.
+def harmful(hydra_settings: DictConfig, written: dict[str, Any] | None = None) -> list[Problem]:
+    """What Hydra itself would call for these settings, before any task, and tokens that it would write down.
 
     Args:
         written: what else it would write.
-
-    Raises:
-        SettingsError: lists every such call and token.
     """
     plain: Any = OmegaConf.to_container(hydra_settings, resolve=False)
-    problems = [*hydra_calls(plain), *secrets({"hydra": plain, **(written or {})})]
-    if problems:
-        raise SettingsError(report(problems))
+    return [*hydra_calls(plain), *secrets({"hydra": plain, **(written or {})})]
 
 
 def refusal(error: BaseException) -> str | None:

@@ -25,6 +25,7 @@ from otl.config import Concept, Problem, conf_dir
 from otl.registry import plugin_conf_dirs
 from otl.signatures import signature
 from otl.sources import NoSuchName
+from otl.sweeps import groups_in, jobs
 from otl.wording import as_whole, joined, meant, nearest, show
 
 CONCEPT = re.compile(r"(data\.concepts\.[^.]+)\.([\w.]+)")
@@ -74,7 +75,7 @@ def explain(
     for text in overrides:
         found = list(_explain_override(text, accepted, name, extra, sweeps))
         problems += found
-        accepted += [] if found else [text]
+        accepted += [] if found else next(jobs([text], groups_in(extra)), [])  # of a sweep the first value
     if problems:
         known = {problem.key for problem in problems}
         return problems + [p for p in check(compose_settings(accepted, name=name, extra=extra)) if p.key not in known]
@@ -101,18 +102,12 @@ def _explain_override(text: str, accepted: list[str], name: str, extra: str | No
         ways = f"add --multirun, or quote it: {key}=[{value}] as a list, '{key}=\"{value}\"' as text"
         yield Problem(key, f"{value} are values to sweep over: {ways}")
         return
-    for one in _single_values(override, text):
+    for (one,) in jobs([text], groups_in(extra)):
         try:
             compose_settings([*accepted, one], name=name, extra=extra)
         except COMPOSING as error:
             yield _reason(error, OverridesParser.create().parse_override(one), accepted, name, extra)
             return
-
-
-def _single_values(override: Override, text: str) -> list[str]:
-    if not override.is_sweep_override() or not override.is_discrete_sweep():
-        return [text]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def _reason(error: Exception, override: Override, accepted: list[str], name: str, extra: str | None) -> Problem:

@@ -8,9 +8,9 @@ from itertools import product
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, IntervalSweep
 
-from otl.config import SettingsError, conf_dir
+from otl.config import Problem, SettingsError, conf_dir
 from otl.registry import plugin_conf_dirs
 
 
@@ -25,7 +25,7 @@ def options(group: str, folders: Sequence[Path]) -> list[str]:
 
 
 def jobs(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Iterator[list[str]]:
-    """The overrides of each job of a sweep; none for sweeps whose values only the sweeper knows.
+    """The overrides of each job of a sweep; of an interval, in which only the sweeper knows the values, the two ends.
 
     Args:
         folders: in which `glob` looks for options.
@@ -37,11 +37,28 @@ def jobs(overrides: Sequence[str], folders: Sequence[Path] = ()) -> Iterator[lis
             choices.append([f"{key}={option}" for option in value.filter(options(override.key_or_group, folders))])
         elif not override.is_sweep_override():
             choices.append([str(override.input_line)])
-        elif override.is_discrete_sweep():
-            choices.append([f"{key}={each}" for each in override.sweep_string_iterator()])
+        elif isinstance(value, IntervalSweep):
+            choices.append([f"{key}={end}" for end in (value.start, value.end)])
         else:
-            return
+            choices.append([f"{key}={each}" for each in override.sweep_string_iterator()])
     yield from map(list, product(*choices))
+
+
+def unswept(overrides: Sequence[str], sweeper: str) -> Iterator[Problem]:
+    """Intervals, where Hydra's usual sweeper makes the jobs: it takes lists of values alone.
+
+    Args:
+        sweeper: dotted name of its class.
+    """
+    if not sweeper.endswith(".BasicSweeper"):
+        return
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_interval_sweep():
+            message = f"{str(override.input_line).partition('=')[2]} needs a sweeper that searches, such as Optuna's"
+            ways = "give values, such as 1e-4,5e-5, choice(8,16) or range(1,5)"
+            yield Problem(
+                override.key_or_group, f"{message} (hydra/sweeper=optuna, of hydra-optuna-sweeper); or {ways}"
+            )
 
 
 def parted(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:

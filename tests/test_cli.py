@@ -280,6 +280,26 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts(typed: Callable
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("swept", "wrong", "key"),
+    [
+        ("method.rank=choice(8,16)", "optimizer.lrr=1", "optimizer.lrr"),
+        ("optimizer.lr=interval(1e-5,1e-4)", "data.batch_size=0", "data.batch_size"),
+        ("optimizer.lr=interval(-1,1)", "seed=1", "optimizer.lr: -1.0"),
+        ("optimizer.lr=interval(1e-5,1e-4)", "optimzer.lr=1", "optimzer.lr"),
+        ("optimizer=glob(ad*)", "optimzer.lr=1", "optimzer.lr"),
+    ],
+)
+def test_a_mistake_beside_or_inside_of_a_sweep_is_told_before_the_first_job(
+    swept: str, wrong: str, key: str, typed: Callable[..., Result], tmp_path: Path
+) -> None:
+    done = typed("--multirun", swept, wrong, f"data.path={tmp_path}")
+    assert done.code == 2
+    assert f"\n{key}" in f"\n{done.err}"
+    assert "Traceback" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_options_of_an_own_folder_are_told_too(typed: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "my_portraits.yaml").write_text("# @package _global_\nseed: 1\n")

@@ -1,7 +1,7 @@
 """The jobs of a sweep are those that Hydra's sweeper will make."""
 
 from otl.config import conf_dir
-from otl.sweeps import groups_in, jobs, parted
+from otl.sweeps import groups_in, jobs, parted, unswept
 
 
 def test_options_that_a_glob_means_are_looked_up():
@@ -22,6 +22,18 @@ def test_jobs_are_every_combination():
     assert list(jobs(["a=1,2", "b=range(0,2)", "c=x"])) == [[f"a={a}", f"b={b}", "c=x"] for a in "12" for b in "01"]
 
 
-def test_what_only_the_sweeper_knows_has_no_jobs_here():
-    assert list(jobs(["a=1,2", "b=interval(0,1)"])) == []
+def test_of_an_interval_the_ends_are_looked_at():
+    assert list(jobs(["a=1,2", "b=interval(0,1)"])) == [[f"a={a}", f"b={b}"] for a in "12" for b in ("0.0", "1.0")]
+    assert list(jobs(["b=int(interval(2,8))"])) == [["b=2"], ["b=8"]]
+
+
+def test_what_is_the_same_in_all_jobs_is_parted_from_the_rest():
     assert parted(["a=1,2", "b=interval(0,1)", "c=x"]) == (["c=x"], {"a": "a=1,2", "b": "b=interval(0,1)"})
+
+
+def test_the_usual_sweeper_takes_no_intervals_and_others_do():
+    line = ["optimizer.lr=interval(1e-5,1e-3)", "seed=1,2"]
+    (problem,) = unswept(line, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
+    assert problem.key == "optimizer.lr" and problem.message.startswith("interval(1e-5,1e-3) needs a sweeper")
+    assert list(unswept(line, "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper")) == []
+    assert list(unswept(["seed=choice(1,2)", "a=range(1,3)"], "x.BasicSweeper")) == []
