@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from otl import outcomes
+from otl.apart import FORWARDED, apart, told
 from otl.check import check, report, require, require_all
 from otl.config import Problem, RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import COMPOSING, compose_settings, explain, explain_flags
@@ -97,18 +99,34 @@ def run(cfg: DictConfig) -> None:
 
 
 def one_of_many(cfg: DictConfig) -> None:
-    """One job of a sweep: it may fail, and the next one runs all the same. A signal ends the whole sweep."""
+    """One job of a sweep, in a process of its own: it may fail, or be killed where memory runs out, and the next one
+    runs all the same. A signal to stop ends the whole sweep."""
+    running, started = HydraConfig.get(), time.monotonic()
+    folder = Path(running.runtime.output_dir)
+    (folder / outcomes.FILE).unlink(missing_ok=True)  # of an earlier sweep in the same folder
+    code = apart(partial(attempt, cfg))
+    if code - 128 in FORWARDED:
+        sys.stderr.write("the rest of the sweep was not started\n")
+        sys.exit(code)
+    if not (folder / outcomes.FILE).is_file():
+        logging.getLogger(__name__).error(told(code))
+        line, spent = list(running.overrides.task), time.monotonic() - started
+        outcomes.write(Outcome(int(running.job.num), line, "failed", told(code), spent), folder)
+
+
+def attempt(cfg: DictConfig) -> None:
+    """One job of a sweep, whose outcome is written down."""
     running, started = HydraConfig.get(), time.monotonic()
     outcome, message = "finished", ""
     try:
         run(cfg)
     except Exception as error:
         if isinstance(error, RunEnded) and error.exit_code > 128:
-            sys.stderr.write(f"{hide(str(error), known_tokens())}\nthe rest of the sweep was not started\n")
+            sys.stderr.write(f"{hide(str(error), known_tokens())}\n")
             sys.exit(error.exit_code)
-        told = str(error) if isinstance(error, RunEnded) else refusal(error)
-        outcome, message = "failed" if refusal(error) is None else "refused", told or f"{type(error).__name__}: {error}"
-        logging.getLogger(__name__).error(told or traceback.format_exc())
+        why = str(error) if isinstance(error, RunEnded) else refusal(error)
+        outcome, message = "failed" if refusal(error) is None else "refused", why or f"{type(error).__name__}: {error}"
+        logging.getLogger(__name__).error(why or traceback.format_exc())
     line, message = list(running.overrides.task), hide(message, known_tokens())
     ended = Outcome(int(running.job.num), line, outcome, message, time.monotonic() - started)
     outcomes.write(ended, Path(running.runtime.output_dir))

@@ -433,7 +433,7 @@ def test_the_completion_of_the_script_installs(tmp_path: Path) -> None:
 
 
 TASKS = """
-import sys
+import os, signal, sys
 from hydra.core.hydra_config import HydraConfig
 from otl.config import RunEnded, SettingsError
 def show(cfg, *, words: list[str] = (), times: int = 1):
@@ -451,6 +451,15 @@ def some(cfg):
         raise MemoryError("no room")
     if cfg.method.rank == 10:
         raise Interrupted("stopped by SIGINT")
+    if cfg.method.rank == 22:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.method.rank == 13:
+        sys.exit(3)
+    if cfg.method.rank == 14:  # as a terminal's Ctrl-C: to whoever was started, who passes it on
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        os.kill(os.getppid(), signal.SIGINT)
+        print("asked by", signal.Signals(signal.sigwait({signal.SIGINT})).name, signal.sigpending())
+        print("by the terminal itself:", os.getpgrp() != os.getpid())
     show(cfg)
 class Interrupted(RunEnded):
     exit_code = 130
@@ -483,16 +492,26 @@ def test_each_job_of_a_sweep_has_its_own_folder(tasks: tuple[Path, ...], tmp_pat
 
 
 def test_a_sweep_goes_on_when_a_job_fails_and_ends_with_all_outcomes(tasks: tuple[Path, ...], tmp_path: Path) -> None:
-    line = ["task=some", "method.rank=8,9,11", "--multirun", "hydra.sweep.dir=out"]
+    """Also when one is killed, or exits; what an earlier sweep left in the folder does not count."""
+    line = ["task=some", "method.rank=8,9,22,13,11", "--multirun", "hydra.sweep.dir=out"]
+    (tmp_path / "out" / "2").mkdir(parents=True)
+    outcomes.write(outcomes.Outcome(2, [], "finished", "", 1.0), tmp_path / "out" / "2")
     done = run_otl(*line, cwd=tmp_path, path=tasks)
     assert done.code == 1
     assert "rank 11" in done.out
-    assert "1 of 3 jobs finished" in done.out
+    assert "1 of 5 jobs finished" in done.out
     ended = [outcome for _, outcome in outcomes.read(tmp_path / "out")]
-    assert [outcome.outcome for outcome in ended] == ["refused", "failed", "finished"]
-    assert [outcome.message for outcome in ended] == ["photos/: no images in it", "MemoryError: no room", ""]
-    assert ended[1].line == ["task=some", "++method.rank=9"]
+    assert [outcome.outcome for outcome in ended] == ["refused", "failed", "failed", "failed", "finished"]
+    assert [outcome.message for outcome in ended] == [
+        "photos/: no images in it",
+        "MemoryError: no room",
+        "killed by SIGKILL; was the machine out of memory?",
+        "it ended by itself with exit code 3, before it was done",
+        "",
+    ]
+    assert ended[1].line == ["task=some", "++method.rank=9"] and ended[2].line == ["task=some", "++method.rank=22"]
     assert "Traceback" in (tmp_path / "out" / "1" / "otl.log").read_text()
+    assert "killed by SIGKILL" in (tmp_path / "out" / "2" / "otl.log").read_text()
 
 
 def test_a_folder_of_presets_is_a_queue(tasks: tuple[Path, ...], tmp_path: Path) -> None:
@@ -523,6 +542,13 @@ def test_a_signal_ends_the_whole_sweep(tasks: tuple[Path, ...], tmp_path: Path) 
     done = run_otl("task=some", "method.rank=10,11", "-m", "hydra.sweep.dir=out", cwd=tmp_path, path=tasks)
     assert done.code == 130
     assert "rank 11" not in done.out
+
+
+def test_a_signal_to_the_sweep_reaches_the_job_once_and_ends_both(tasks: tuple[Path, ...], tmp_path: Path) -> None:
+    done = run_otl("task=some", "method.rank=14,11", "-m", "hydra.sweep.dir=out", cwd=tmp_path, path=tasks)
+    assert done.code == 130
+    assert "asked by SIGINT set()" in done.out and "by the terminal itself: False" in done.out
+    assert "rank 11" not in done.out and done.err.endswith("the rest of the sweep was not started\n")
 
 
 def test_a_task_that_refuses_is_a_message(tasks: tuple[Path, ...], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from otl.config import PACKAGE
 
 FLOORS = [  # from the ground up; those on one floor do not import each other, but a module may import its own folder
-    {"sizes", "aliases", "config", "wording", "quiet", "epochs"},
+    {"sizes", "aliases", "apart", "config", "wording", "quiet", "epochs"},
     {"agreement", "augmentation", "registry", "sources", "types", "rng", "outcomes", "urls", "moving"},
     {"signatures", "declared", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
     {
@@ -36,7 +36,7 @@ FLOORS = [  # from the ground up; those on one floor do not import each other, b
 LEVELS = {name: level for level, names in enumerate(FLOORS) for name in names}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 WITHOUT_TORCH = (
-    "aliases config augmentation registry wording quiet sources signatures declared sweeps trust ranges places "
+    "aliases apart config augmentation registry wording quiet sources signatures declared sweeps trust ranges places "
     "conflicts objective_conflicts method_conflicts training_conflicts check mistakes outcomes cli schedules urls "
     "epochs choices overrides agreement sizes model_conflicts"
 ).split()
