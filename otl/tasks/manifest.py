@@ -24,6 +24,7 @@ from otl.modules.base import DiffusionModule
 from otl.modules.loading import identity
 from otl.tasks.run import plain
 from otl.types import File
+from otl.wording import flat
 
 NAME = "manifest.json"
 PACKAGES = (
@@ -50,9 +51,10 @@ def start(settings: DictConfig, contents: dict[str, dict[str, str]], folder: Pat
         "started": now(),
         "outcome": "running",
         "folder": str(Path.cwd()),  # that relative paths of the settings start from
+        "run": str(folder.absolute()),  # where loggers write, too
         "seed": settings.seed,
         "settings": plain(settings),
-        "versions": versions(),
+        "versions": versions(plain(settings)),
         "machine": machine(),
         **contents,
     }
@@ -108,15 +110,23 @@ def hashes(files: Sequence[File]) -> dict[str, str]:
         return dict(zip(map(str, files), pool.map(content_hash, files), strict=True))
 
 
-def versions() -> dict[str, str]:
-    """Package -> version, of what decides the result."""
+def versions(settings: dict[str, Any]) -> dict[str, str]:
+    """Package -> version, of what decides the result: what OTL is made of, and what the settings call besides."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in dict.fromkeys((*PACKAGES, *called(settings))):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # a bare clone
             found[name] = "not installed"
     return found
+
+
+def called(settings: dict[str, Any]) -> list[str]:
+    """The installed distributions, plugins among them, whose code the settings name by `_target_`."""
+    targets = [value for key, value in flat(settings).items() if key.endswith("_target_")]
+    installed = importlib.metadata.packages_distributions()
+    packages = {str(target).partition(".")[0] for target in targets}
+    return sorted({name for package in packages for name in installed.get(package, [])})
 
 
 def machine() -> dict[str, str]:

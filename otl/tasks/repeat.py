@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from otl.wording import flat
 log = logging.getLogger(__name__)
 
 OF_THIS_LINE = {"task", "manifest", "allow_changes"}  # settings that are the repetition's own
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 NEEDED = ("settings", "versions", "machine", "images", "masks", "folder")
 
 
@@ -38,6 +40,7 @@ def repeat(settings: DictConfig) -> None:
     """
     folder, line = run_dir(), list(HydraConfig.get().overrides.task)
     record = read(Path(settings.manifest).expanduser())
+    record["settings"] = own(record["settings"], record.get("run"), folder)
     with contextlib.chdir(started_in(record)):
         repeated = settings_of(record, changes(line))
         require(repeated)
@@ -69,12 +72,23 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
+def own(settings: dict[str, Any], run: str | None, folder: Path) -> dict[str, Any]:
+    """The settings of a run for a run elsewhere: its loggers write into the new folder, and not into the old one.
+
+    Args:
+        run: folder of the run that the settings are of; None: not known.
+    """
+    loggers = settings.get("logger")
+    if run is None or not isinstance(loggers, dict):
+        return settings
+    moved = {name: str(folder.absolute()) if value == run else value for name, value in loggers.items()}
+    return settings | {"logger": moved}
+
+
 def started_in(record: dict[str, Any]) -> Path:
-    """The folder that relative paths of the settings start from."""
+    """The folder that relative paths of the settings start from: as it was, or this one where that is not here."""
     folder = Path(record["folder"])
-    if not folder.is_dir():
-        raise SettingsError(f"the run was started in {folder}, which is not there: its relative paths start from it")
-    return folder
+    return folder if folder.is_dir() else Path.cwd()
 
 
 def changes(line: list[str]) -> dict[str, Any]:
@@ -107,12 +121,21 @@ def settings_of(record: dict[str, Any], changed: dict[str, Any]) -> DictConfig:
         SettingsError: this version of OTL has other settings.
     """
     try:
-        settings: Any = OmegaConf.merge(OmegaConf.structured(Settings), record["settings"])
+        settings: Any = OmegaConf.merge(OmegaConf.structured(Settings), literal(record["settings"]))
         for key, value in {"resume": None, **changed}.items():
             OmegaConf.update(settings, key, value)
     except Exception as error:
         raise SettingsError(f"the manifest's settings do not fit this version of OTL: {error}") from error
     return settings
+
+
+def literal(node: Any) -> Any:
+    """Settings that were resolved already, so that what looks like an interpolation in a text is none."""
+    if isinstance(node, dict):
+        return {name: literal(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [literal(value) for value in node]
+    return INTERPOLATION.sub(r"\1\1\\${", node) if isinstance(node, str) else node
 
 
 def differences(record: dict[str, Any], settings: DictConfig) -> Iterator[str]:
@@ -122,17 +145,28 @@ def differences(record: dict[str, Any], settings: DictConfig) -> Iterator[str]:
     """
     then, now = flat(record["settings"]), flat(plain(settings))
     yield from compared("setting", then | {"resume": None}, now)
-    yield from compared("version of", record["versions"], manifest.versions())
+    if not Path(record["folder"]).is_dir():
+        yield f"folder that relative paths start from is {Path.cwd()}, was {record['folder']}, which is not here"
+    yield from compared("version of", record["versions"], manifest.versions(plain(settings)))
     yield from compared("machine:", record["machine"], manifest.machine())
     skeleton = build_skeleton(settings)
     data = build_data(settings, skeleton)
     data.setup("fit")
     found = manifest.contents_of(data, skeleton)
-    yield from compared("image", record["images"], found["images"])
-    yield from compared("mask", record["masks"], found["masks"])
-    yield from compared("caption of image", record.get("captions", found["captions"]), found["captions"])
+    yield from compared_files("image", record["images"], found["images"])
+    yield from compared_files("mask", record["masks"], found["masks"])
+    yield from compared_files("caption of image", record.get("captions", found["captions"]), found["captions"])
     if record.get("weights") and found["weights"]:
         yield from compared("weights of the model,", record["weights"], found["weights"])
+
+
+def compared_files(what: str, then: dict[str, str], now: dict[str, str]) -> Iterator[str]:
+    """The same of files by their hashes; one line where all have moved, and are what they were."""
+    named = [[(Path(path).name, digest) for path, digest in each.items()] for each in (then, now)]
+    if then.keys() != now.keys() and named[0] == named[1]:
+        yield f"{what}: all {len(now)} lie elsewhere than then, with the same names and contents"
+    else:
+        yield from compared(what, then, now)
 
 
 def compared(what: str, then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

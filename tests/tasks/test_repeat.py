@@ -1,5 +1,6 @@
 """A run repeated from its manifest."""
 
+import contextlib
 import json
 import shutil
 
@@ -7,11 +8,15 @@ import pytest
 from PIL import Image
 
 from otl.check import check
+from otl.cli import spelled_out
 from otl.config import SettingsError
 from otl.formats.files import read, tensors_hash, write
+from otl.mistakes import compose_settings
 from otl.tasks import manifest, repeat
 from otl.tasks.train import train
-from tests.commands import fork_otl
+from tests.commands import fork_otl, write_plugin
+
+PREFIX = 'a "猫", {2} = '
 
 
 @pytest.fixture(scope="module")
@@ -23,28 +28,31 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def line(photos, sd15_folder, tmp_path):
-    return [
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The folder that the run is started in."""
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def finished(photos, sd15_folder, place):
+    """The manifest of a run of three steps."""
+    (place / "first").mkdir()
+    line = [
         f"model.checkpoint={sd15_folder}",
         f"data.path={photos}",
-        f"data.cache_dir={tmp_path / 'cache'}",
+        f"data.captions.prefix='{PREFIX}'",
+        f"data.cache_dir={place / 'cache'}",
         "data.resolution=64",
         "data.workers=0",
-        "logger=none",
+        f"logger.save_dir={place / 'first'}",  # as it is from the command line
         "trainer.max_steps=3",
         "method.dropout=0.2",
         "callbacks.checkpoint=null",
     ]
-
-
-@pytest.fixture
-def finished(settings, line, tmp_path, monkeypatch):
-    """The manifest of a run of three steps."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "first").mkdir()
-    train(settings(*line), tmp_path / "first")
-    return tmp_path / "first" / "manifest.json"
+    with contextlib.chdir(place):
+        train(compose_settings(spelled_out(line), name="config"), place / "first")
+    return place / "first" / "manifest.json"
 
 
 @pytest.fixture
@@ -53,28 +61,82 @@ def record(finished):
 
 
 @pytest.mark.slow
-def test_the_same_comes_out_bit_for_bit(finished, tmp_path):
-    done = fork_otl("task=repeat", f"manifest={finished}", "hydra.run.dir=again", cwd=tmp_path)
+def test_the_same_comes_out_bit_for_bit(finished, place):
+    """And nothing is written into the folder of the run that is repeated."""
+    before = {path: path.stat().st_mtime_ns for path in (place / "first").rglob("*")}
+    done = fork_otl("task=repeat", f"manifest={finished}", "hydra.run.dir=again", cwd=place)
     assert done.code == 0, done.err
     assert "bit for bit the same as then" in done.out
-    files = [tmp_path / name / "final.safetensors" for name in ("first", "again")]
+    files = [place / name / "final.safetensors" for name in ("first", "again")]
     assert tensors_hash(files[0]) == tensors_hash(files[1])
+    assert {path: path.stat().st_mtime_ns for path in (place / "first").rglob("*")} == before
+    assert len(list((place / "again" / "tensorboard").glob("events*"))) == 1
 
-    other = fork_otl("task=repeat", f"manifest={finished}", "seed=1", "hydra.run.dir=other", cwd=tmp_path)
+    other = fork_otl("task=repeat", f"manifest={finished}", "seed=1", "hydra.run.dir=other", cwd=place)
     assert other.code == 2
     assert "setting seed is 1, was 0" in other.err
-    assert not (tmp_path / "other" / "final.safetensors").exists()
+    assert not (place / "other" / "final.safetensors").exists()
     allowed = ["allow_changes=true", "hydra.run.dir=other"]
-    other = fork_otl("task=repeat", f"manifest={finished}", "seed=1", *allowed, cwd=tmp_path)
+    other = fork_otl("task=repeat", f"manifest={finished}", "seed=1", *allowed, cwd=place)
     assert other.code == 0, other.err
     assert "not the same as then: the tensors of final.safetensors differ" in other.out
+
+
+def test_texts_come_back_as_they_were(record):
+    """With quotes, other scripts, what Hydra would take for its own, and what OmegaConf would for an interpolation."""
+    assert record["settings"]["data"]["captions"]["prefix"] == PREFIX
+    for text in ("it's", "two\nlines", r"back\slash", r"b\\${x} ${y", "null", "1e5", "- a: b"):
+        record["settings"]["output"]["title"] = text
+        assert repeat.settings_of(record, {}).output.title == text
+    line = ['data.prompt="two\nlines, \\"quoted\\""', "output.title='ü: = ,'"]
+    assert repeat.changes(line) == {"data.prompt": 'two\nlines, "quoted"', "output.title": "ü: = ,"}
+
+
+def test_data_that_has_moved_is_told_in_a_line_and_the_rest_is_as_it_was(record, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "elsewhere")
+    found = list(repeat.differences(record, repeat.settings_of(record, {"data.path": str(tmp_path / "elsewhere")})))
+    assert found == [
+        f"setting data.path is {tmp_path / 'elsewhere'}, was {photos}",
+        "image: all 3 lie elsewhere than then, with the same names and contents",
+        "caption of image: all 3 lie elsewhere than then, with the same names and contents",
+    ]
+
+
+def test_a_manifest_of_another_machine_starts_from_this_folder(record, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record["folder"] = "/home/somebody/else"
+    assert repeat.started_in(record) == tmp_path
+    (found,) = repeat.differences(record, repeat.settings_of(record, {}))
+    assert found.startswith(f"folder that relative paths start from is {tmp_path}, was /home/somebody/else")
+
+
+def test_loggers_write_into_the_new_folder(record, place, tmp_path):
+    assert record["run"] == str(place / "first")
+    logger = repeat.own(record["settings"], record["run"], tmp_path)["logger"]
+    assert logger == record["settings"]["logger"] | {"save_dir": str(tmp_path)}
+
+
+def test_versions_of_plugins_that_the_settings_call_are_compared(record, tmp_path, monkeypatch):
+    """And of whatever else they call: an optimizer's package, a logger's."""
+    site = write_plugin(tmp_path / "site", "otl_toy", models="toy = otl_toy.m:M", files={"m.py": ""})
+    monkeypatch.syspath_prepend(str(site))
+    (top,) = site.glob("*.dist-info")
+    (top / "top_level.txt").write_text("otl_toy\n")
+    settings = record["settings"] | {"model": {"_target_": "otl_toy.m.M"}}
+    then = manifest.versions(settings)
+    (name,) = then.keys() - record["versions"].keys()
+    assert (name, then[name]) == ("otl-toy", "1.0")
+    (top / "METADATA").write_text((top / "METADATA").read_text().replace("Version: 1.0", "Version: 99.1"))
+    assert list(repeat.compared("version of", then, manifest.versions(settings))) == [
+        "version of otl-toy is 99.1, was 1.0"
+    ]
 
 
 def test_nothing_differs_at_first(record):
     assert list(repeat.differences(record, repeat.settings_of(record, {}))) == []
 
 
-def test_settings_data_and_versions_that_changed_are_named(record, photos, line, tmp_path):
+def test_settings_data_and_versions_that_changed_are_named(record, photos, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "0.png").unlink()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "photos" / "1.png")
