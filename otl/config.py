@@ -429,7 +429,7 @@ class Output:
     checkpoint_format: CheckpointFormat = CheckpointFormat.diffusers  # of whole models: diffusers or single_file
     dtype: str = "fp16"  # of the tensors in the file: fp32, fp16 or bf16
     name: str = "final"  # file name without suffix, in the run's folder
-    title: Optional[str] = None  # shown by tools that read the header; null: the run's folder
+    title: Optional[str] = None  # shown by tools that read the header; null: output.name
     trigger: Optional[str] = None  # words that call the concept, written into the header
     overwrite: bool = False  # replace the results of an earlier run in the same folder
 

@@ -66,6 +66,11 @@ def of_trainer(trainer: dict[str, Any], callbacks: dict[str, Any]) -> Iterator[P
     if interval is not None and epochs not in (None, 1, Unknown):
         message = f"{show(epochs)} would have no effect beside trainer.val_check_interval={show(interval)}: set one"
         yield Problem("trainer.check_val_every_n_epoch", message)
+    if trainer.get("gradient_clip_algorithm") is not None and trainer.get("gradient_clip_val") in (None, 0):
+        message = (
+            f"{show(trainer['gradient_clip_algorithm'])} would have no effect: trainer.gradient_clip_val says how much"
+        )
+        yield Problem("trainer.gradient_clip_algorithm", message)
     if trainer.get("max_time") is None and not any(map(_may_stop, callbacks.values())):
         for name in ("min_steps", "min_epochs"):
             if trainer.get(name):

@@ -19,6 +19,11 @@ UNFITTING = ("fast_dev_run=2", "limit_train_batches=1", "overfit_batches=1", "ba
     ("lines", "key", "text"),
     [
         *(([f"trainer.{name}"], f"trainer.{name.partition('=')[0]}", "has no place in a run") for name in UNFITTING),
+        (
+            ["trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=null"],
+            "trainer.gradient_clip_algorithm",
+            "trainer.gradient_clip_val says how much",
+        ),
         (["trainer.min_steps=9"], "trainer.min_steps", "nothing ends the run"),
         (
             ["trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=9", "data.validation_share=0.1"],

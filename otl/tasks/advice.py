@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from otl.augmentation import varying
-from otl.config import ConceptType, Data, Output, Problem
+from otl.config import CheckpointFormat, ConceptType, Data, LossWeight, Output, Problem, SampleOptions
 from otl.modules import stopping
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
-from otl.tasks.run import plain
+from otl.tasks.run import draws, plain
 from otl.training_conflicts import of_optimizer, of_warmup, without_validation
 from otl.types import Advising, Sample
-from otl.wording import show
+from otl.wording import counted, show
 
 MOST_CLASS_IMAGES = 0.6  # share of an epoch
+DRAWN = SampleOptions()  # as it is where nothing is said
 WRITTEN_IN = {"format": "adapters", "checkpoint_format": "whole models", "trigger": "the headers of adapters"}
 
 
@@ -54,6 +56,8 @@ def advise(
         *of_layers(module),
         *of_stops(settings, module, batches=batches, steps=steps),
         *of_output(module),
+        *of_pictures(settings),
+        *of_weights(settings),
         *module.advice(),
     ]
 
@@ -155,3 +159,41 @@ def of_output(module: DiffusionModule) -> Iterator[Problem]:
         if value != getattr(Output(), name) and name not in module.method.output_settings:
             message = f"would have no effect: it is for {kind}, and {type(module.method).__name__} writes none"
             yield Problem(f"output.{name}", f"{show(value)} {message}", fatal=False)
+    title = module.output_options.title
+    if title is not None and not titled(module):
+        message = (
+            f"{title} would have no effect: it is for the headers of adapters and of whole models in a single file"
+        )
+        yield Problem("output.title", message, fatal=False)
+
+
+def titled(module: DiffusionModule) -> bool:
+    """Whether the file that comes out has a header with a title."""
+    assert module.method is not None
+    settings, single = module.method.output_settings, CheckpointFormat.single_file
+    return "trigger" in settings or (
+        "checkpoint_format" in settings and module.output_options.checkpoint_format is single
+    )
+
+
+def of_pictures(settings: DictConfig) -> Iterator[Problem]:
+    """What is said of pictures, where none are drawn or nothing reads it."""
+    sample, guidance = settings.sample, settings.sample.guidance
+    changed = [field.name for field in fields(SampleOptions) if sample[field.name] != getattr(DRAWN, field.name)]
+    if changed and not draws(settings):
+        value = show(sample[changed[0]])
+        yield Problem(f"sample.{changed[0]}", f"{value} would have no effect: sample.prompts is empty", fatal=False)
+    elif sample.prompts and settings.callbacks.get("sampling") is None:
+        message = f"{counted(len(sample.prompts), 'prompt')} would have no effect: callbacks.sampling is switched off"
+        yield Problem("sample.prompts", message, fatal=False)
+    elif sample.negative_prompt and guidance is not None and guidance <= 1:
+        message = f"{sample.negative_prompt} would have no effect: with sample.guidance={guidance:g} nothing is guided"
+        yield Problem("sample.negative_prompt", message, fatal=False)
+
+
+def of_weights(settings: DictConfig) -> Iterator[Problem]:
+    """The weight of the original training, where another one takes its place."""
+    gamma = settings.model.get("p2_gamma")
+    if gamma not in (None, 1.0) and settings.loss.weight is not LossWeight.constant:
+        message = f"{gamma:g} would have no effect: loss.weight={settings.loss.weight.value} takes its place"
+        yield Problem("model.p2_gamma", message, fatal=False)

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from otl.tasks import plan
-from otl.tasks.advice import advise, of_class_images
+from otl.tasks.advice import advise, of_class_images, of_weights
 from otl.tasks.run import build_skeleton
 from otl.types import Sample, Size
+
+CAT = "method.embeddings.cat.init=cat"
 
 
 @pytest.fixture
@@ -29,6 +31,26 @@ def test_the_defaults_make_sense(advised):
 
 
 @pytest.mark.parametrize(
+    "lines",
+    [
+        ["output.title=mine"],
+        ["method=finetune", "output.checkpoint_format=single_file", "output.title=mine"],
+        ["sample.prompts=[a]", "sample.steps=9", "sample.negative_prompt=b"],
+    ],
+)
+def test_what_is_read_is_not_warned_of(advised, lines):
+    assert advised(*lines) == {}
+
+
+def test_the_weight_of_the_original_training_gives_way_to_another(settings):
+    def of(*lines):
+        return [problem.key for problem in of_weights(settings("model=wuerstchen", *lines))]
+
+    assert of("model.p2_gamma=2") == of("loss.weight=min_snr") == []
+    assert of("model.p2_gamma=2", "loss.weight=min_snr") == ["model.p2_gamma"]
+
+
+@pytest.mark.parametrize(
     ("line", "options", "key", "said", "fatal"),
     [
         (["scheduler.warmup=100"], {}, "scheduler.warmup", "the run has 100", True),
@@ -44,6 +66,17 @@ def test_the_defaults_make_sense(advised):
         (["+method.parts.denoiser.stop_after=33 epochs"], {}, "stop_after", "after step 99 of 100", True),
         (["+method.parts.denoiser.stop_after=50 epochs"], {}, "stop_after of unet", "has no effect", False),
         (["output.checkpoint_format=single_file"], {}, "output.checkpoint_format", "for whole models, and Lora", False),
+        (["method=finetune", "output.title=mine"], {}, "output.title", "mine would have no effect", False),
+        (["method=embedding", CAT, "output.title=mine"], {}, "output.title", "mine would have no effect", False),
+        (["sample.steps=9"], {}, "sample.steps", "9 would have no effect: sample.prompts is empty", False),
+        (["sample.prompts=[a]", "callbacks.sampling=null"], {}, "sample.prompts", "switched off", False),
+        (
+            ["sample.prompts=[a]", "sample.negative_prompt=b", "sample.guidance=1"],
+            {},
+            "sample.negative_prompt",
+            "nothing is guided",
+            False,
+        ),
         (["method=finetune", "output.format=peft"], {}, "output.format", "peft would have no effect", False),
         (["method=inpaint", "output.trigger=sks"], {}, "output.trigger", "headers of adapters, and Inpaint", False),
     ],
