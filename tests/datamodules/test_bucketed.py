@@ -94,7 +94,8 @@ def test_each_batch_counts_once_on_however_many_ranks(tmp_path, validating, rank
     made = module(data(folder(tmp_path / "photos", 7), batch_size=2, concepts=held))
     counted, lengths = [], set()
     for rank in range(ranks):
-        made.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, validating=validating)
+        there = SimpleNamespace(root_device=torch.device("cpu"))
+        made.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, validating=validating, strategy=there)
         batches = list(made.val_dataloader() if validating else made.train_dataloader())
         counted += [index for k, batch in enumerate(batches) if not made.fills(k) for index in batch.index.tolist()]
         lengths.add(len(batches))
