@@ -65,6 +65,20 @@ def test_a_new_adapter_changes_nothing(sd15_folder, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_dropout_makes_chance_of_training_and_of_nothing_else(sd15_folder, kind):
+    def changing(dropout, *, training):
+        """Whether every layer makes something else of the same inputs each time."""
+        module = trained(StableDiffusion, sd15_folder, KINDS[kind](targets=["attn2.to_k"], dropout=dropout))
+        torch.manual_seed(0)
+        layers = [(layer.train(training), outputs(layer)[0]) for layer in adapted(module.part("unet")).values()]
+        with torch.no_grad():
+            return [any(not torch.equal(layer(x), layer(x)) for _ in range(9)) for layer, x in layers]
+
+    assert all(changing(0.5, training=True))
+    assert not any(changing(0.5, training=False) + changing(0.0, training=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_start_is_a_function_of_the_seed(sd15_folder, kind):
     def start(seed):
         module = module_of(StableDiffusion, sd15_folder)
