@@ -13,6 +13,7 @@ from PIL import Image
 from otl.check import check
 from otl.cli import check_line
 from otl.config import Data, SettingsError
+from otl.datamodules.files import patiently
 from otl.datamodules.scan import scan
 from otl.trust import CALLABLE, hide, hide_logged, hydra_calls, public, refused, secrets
 from tests.commands import ROOT, run_otl, write_plugin
@@ -280,6 +281,17 @@ def test_nor_in_what_is_said_of_one_that_cannot_be_read(tmp_path):
     _, problems = scan(Data(path=str(tmp_path / "images.csv"), cache_dir=str(tmp_path / "cache")))
     assert "gone.png?token=***&sig=***: there is no such file" in str(problems)
     assert "secret" not in str(problems) and TOKEN not in str(problems)
+
+
+def test_nor_in_what_a_store_said_that_refused_one():
+    url = "https://me:secret@host/a.png?sig=secret"
+
+    def refuse():
+        raise PermissionError(f"403, url={url!r}")
+
+    with pytest.raises(SettingsError, match=r"a\.png\?sig=\*\*\*: cannot be read \(PermissionError: 403") as raised:
+        patiently(url, refuse)
+    assert "secret" not in str(raised.value)
 
 
 def test_tokens_are_hidden_wherever_they_stand():

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import zipfile
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 
 from otl.config import SettingsError
 from otl.formats import stored
-from otl.formats.files import DiskError, read, sweep, whole, whole_folder, write
+from otl.formats.files import DiskError, read, read_any, sweep, whole, whole_folder, write
 
 
 @pytest.fixture
@@ -198,6 +199,17 @@ def test_what_needs_more_room_than_there_is_is_not_begun(tmp_path, monkeypatch, 
 
 def laid(shape, start, end, dtype="F32"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    """Of an adapter or embedding: torch packs nothing, and what a stranger has packed could fill the memory."""
+    torch.save({"a": torch.zeros(1000, 1000)}, tmp_path / "whole.bin")
+    with zipfile.ZipFile(tmp_path / "whole.bin") as whole, zipfile.ZipFile(tmp_path / "packed.bin", "w") as packed:
+        for info in whole.infolist():
+            packed.writestr(info.filename, whole.read(info), zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    with pytest.raises(SettingsError, match=r"packed\.bin: says it holds 4\d{6} bytes"):
+        read_any(tmp_path / "packed.bin")
 
 
 FORGED = {

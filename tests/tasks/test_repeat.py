@@ -142,11 +142,14 @@ def test_settings_data_and_versions_that_changed_are_named(record, photos, tmp_p
     Image.new("RGB", (64, 64), "red").save(tmp_path / "photos" / "1.png")
     moved = {f"{tmp_path / 'photos'}/{name}": record["images"][f"{photos}/{name}"] for name in ("0.png", "1.png")}
     record["images"] = record["images"] | moved
-    record["versions"]["torch"] = "1.0"
+    record["versions"]["torch"], record["machine"]["threads"] = "1.0", "99"
+    record["masks"]["0-masklabel.png"] = "0f"
     record["settings"]["data"]["path"] = str(tmp_path / "photos")
     found = "\n".join(repeat.differences(record, repeat.settings_of(record, {"optimizer.lr": 5e-5})))
     assert "setting optimizer.lr is 5e-05, was 0.0001" in found
     assert "version of torch is" in found
+    assert "machine: threads is 1, was 99" in found
+    assert "mask 0-masklabel.png is gone" in found
     assert f"image {tmp_path / 'photos' / '0.png'} is gone" in found
     assert f"image {tmp_path / 'photos' / '1.png'} is" in found
     assert f"image {tmp_path / 'photos' / '2.png'} is new" in found
