@@ -45,6 +45,7 @@ class Networks(LightningModule):
                 self.pipeline = ahead.assemble(self, ahead.encode(self))
             else:
                 self.pipeline = self.load_pipeline()
+            self.to("cpu")  # where a method may ask it to encode; Lightning has said already that it is on its device
             self.prepare()
             if self.inpaints:
                 self.pipeline = inpainting.stock_pipeline(self)

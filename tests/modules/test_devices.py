@@ -221,6 +221,7 @@ def begun(folder: Path, device: str) -> dict[str, list[float]]:
     module.method = Lora(rank=2, embeddings=word)
     module.noise_options = NOISE
     with pretend.pretended() as there, there if device == pretend.NAME else torch.device("cpu"):
+        module._device = torch.get_default_device()  # as Lightning has it said before
         module.configure_model()
     parameters = module.trained_parameters() | {"schedule": module.noise_schedule.alpha_bars}
     assert {each.device.type for each in parameters.values()} == {"cpu"}
