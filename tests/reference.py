@@ -21,6 +21,7 @@ from otl.config import Settings, conf_dir
 from otl.ranges import RANGES
 from otl.signatures import ANY, describe, signature
 from otl.sources import Unclear, bases, find_module, lookup
+from otl.training_conflicts import UNFIT
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 GROUPS = ("task", "captioner", "masker", "model", "method", "optimizer", "scheduler", "trainer", "logger", "callbacks")
@@ -208,7 +209,7 @@ def rows(group: str, target: str, values: dict[str, Any], comments: dict[str, st
     for name in dict.fromkeys([*values, *(each for each in accepted if each not in SUPPLIED.get(group, set()))]):
         meaning = comments.get(name) or own.get(name, "")
         if name not in values and not own:
-            rest.append(name)
+            rest += [] if group == "trainer" and name in UNFIT else [name]
         elif name in values or name in own:
             kind = "" if name not in accepted or ANY[0] in accepted[name].types else describe(accepted[name].types)
             default = written(values[name]) if name in values else ""
@@ -247,7 +248,15 @@ def of_group(group: str) -> Iterator[str]:
         yield f"### `{group}={name}`\n"
         yield table(own) if own else ""
         if rest:
-            yield f"And what else `{target}` takes: {', '.join(f'`{each}`' for each in rest)}.\n"
+            yield f"And what else `{target}` takes: {', '.join(unlisted(group, target, each) for each in rest)}.\n"
+
+
+def unlisted(group: str, target: str, name: str) -> str:
+    """An argument that no YAML lists, with its type and range as far as they are known."""
+    types = signature(target).parameters[name].types
+    known = [describe(types)] if ANY[0] not in types else []
+    range_ = Row(f"{group}.{name}", "", "", "").range
+    return f"`{name}`" + (f" ({'; '.join([*known, *([range_] if range_ else [])])})" if known or range_ else "")
 
 
 def page() -> str:
