@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -56,6 +57,19 @@ def build_skeleton(settings: DictConfig) -> DiffusionModule:
     if draws(settings):
         samplers.refuse_steps(module, drawn.steps, drawn.sampler)
     return module
+
+
+def try_optimizer(module: DiffusionModule) -> None:
+    """Make the optimizer once, of one weight: what its library refuses is told before anything is loaded or cached.
+
+    Raises:
+        SettingsError: with the library's words.
+    """
+    assert module.optimizer is not None
+    try:
+        module.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise SettingsError(f"optimizer: {module.settings['optimizer']['_target_']} says: {error}") from error
 
 
 def draws(settings: DictConfig) -> bool:

@@ -33,7 +33,7 @@ from otl.quiet import undouble_lightning
 from otl.tasks import classes, disk, manifest, plan, ranks, resuming, slurm, summary
 from otl.tasks.folder import alone, refuse_overwrite
 from otl.tasks.precision import allow_tf32, choose
-from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, total_steps
+from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, total_steps, try_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     log.info(f"precision {precision.name}: {precision.reason}{'; what is left in fp32 is computed in TF32' * tf32}")
     seed_everything(settings.seed, verbose=False)
     skeleton = build_skeleton(settings)
+    try_optimizer(skeleton)
     # Before anything is on a GPU: what `trainer.deterministic` sets has to be there when cuBLAS begins.
     trainer = build_trainer(settings, precision.name, trains_text=skeleton.trains_text)
     if classes.lacking(settings):  # whatever is wrong is told before weights are loaded to draw them

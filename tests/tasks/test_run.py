@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from otl.config import SettingsError
 from otl.methods.embedding import Embedding
 from otl.modules.stable_diffusion import StableDiffusion
-from otl.tasks.run import DEFAULT_STEPS, data_options, total_steps
+from otl.tasks.run import DEFAULT_STEPS, build_module, data_options, total_steps, try_optimizer
 
 
 def steps(batches, *, max_steps=None, max_epochs=None, accumulate=1):
@@ -43,3 +43,23 @@ def test_templates_are_prompts_and_need_them_among_the_sources(settings):
     assert data_options(settings("data.path=."), module).prompt == "a <cat>\nthe <cat>"
     with pytest.raises(SettingsError, match=r"method\.templates.*data\.captions\.sources has no prompt"):
         data_options(settings("data.path=.", "data.captions.sources=[file]"), module)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["+optimizer.fused=true", "+optimizer.foreach=true"], "optimizer: torch.optim.AdamW says: .*fused.*foreach"),
+        (
+            ["optimizer=adamw8bit", "+optimizer.optim_bits=7"],
+            "optimizer: bitsandbytes.optim.AdamW8bit says: .*optim_bits",
+        ),
+    ],
+)
+def test_what_an_optimizer_refuses_is_told_before_anything_is_loaded(settings, lines, said):
+    with pytest.raises(SettingsError, match=said):
+        try_optimizer(build_module(settings("data.path=.", "logger=none", *lines)))
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "adamw8bit", "lion", "prodigy"])
+def test_every_optimizer_can_be_made(settings, name):
+    try_optimizer(build_module(settings("data.path=.", "logger=none", f"optimizer={name}")))
