@@ -22,8 +22,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from otl.callbacks.backups import newest
 from otl.callbacks.checkpoint import Checkpoint
 from otl.callbacks.guard import Guard, NonFinite
-from otl.callbacks.metrics import Metrics
+from otl.callbacks.metrics import Metrics, Row
 from otl.callbacks.sampling import Sampling
+from otl.callbacks.timing import Span
 from otl.formats.files import DiskError
 from otl.trust import hide_uncaught
 
@@ -294,6 +295,15 @@ def test_tensorboards_thread_says_in_one_line_that_it_cannot_write(
     assert f"{tmp_path}/tensorboard cannot be written: No space left on device" in caplog.text
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"Thread-\d+: \[Errno 28\] No space left on device", line)
+
+
+def test_a_row_s_rates_are_those_since_the_row_before_it() -> None:
+    """By hand: four steps of three images in two seconds, of which the loader was waited for in half a second."""
+    metrics = Metrics()
+    metrics._row_step, metrics._last = 4, Row({}, [])
+    metrics.clock._span = Span(seconds=2.0, waiting=0.5, images=12)
+    metrics._add_row(8)
+    assert metrics._rows[0].values == {"images_per_second": "6", "steps_per_second": "2", "data_wait": "0.250"}
 
 
 def test_sampling_is_no_training_time(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -91,6 +92,9 @@ def test_before_and_after_are_two_rows_for_each_prompt(run: Run, tmp_path: Path)
     colours = {colour for _, colour in page.getcolors(1 << 20)}
     assert {first.getpixel((0, 0)), last.getpixel((0, 0))} <= colours
     assert first.getpixel((0, 0)) != last.getpixel((0, 0))
+    pixels = numpy.asarray(page)
+    top = [(pixels == picture.getpixel((0, 0))).all(2).any(1).argmax() for picture in (first, last)]
+    assert top[0] + 192 <= top[1]
     assert module.draws[0][0] == 0
 
 
