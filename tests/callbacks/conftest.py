@@ -168,6 +168,7 @@ class TinyModule(LightningModule):
         ]
 
     def export(self, path: Path) -> Path:
+        torch.rand(3)  # a library that is as careless
         path.parent.mkdir(parents=True, exist_ok=True)
         path = path.with_name(path.name + ".json")
         path.write_text(json.dumps(self.net.weight.tolist()))

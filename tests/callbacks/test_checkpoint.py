@@ -200,6 +200,21 @@ def test_the_best_by_its_validation_loss_is_kept(run: Run, tmp_path: Path) -> No
     assert index["best"] == {"name": "step-00000006.ckpt", "val_loss": pytest.approx(0.3)}
 
 
+def test_after_a_resume_only_a_lower_validation_loss_is_a_better_one(run: Run, tmp_path: Path) -> None:
+    """After each epoch of three steps; the first is the best, and no checkpoint is made of the second."""
+    losses = iter([0.3, 0.3, 0.5, 0.5])
+
+    def change(module: TinyModule) -> None:
+        module.validation_step = lambda batch, batch_idx: module.log(  # type: ignore[method-assign]
+            "val_loss", next(losses), on_epoch=True, batch_size=1
+        )
+
+    for steps, path in ((3, None), (7, tmp_path / "run/checkpoints/step-00000003.ckpt")):
+        run(Checkpoint(every=None, best=True), steps=steps, total=7, validate=True, change=change, ckpt=path)
+    assert names(tmp_path / "run/checkpoints") == ["step-00000003.ckpt", "step-00000007.ckpt"]
+    assert json.loads((tmp_path / "run/checkpoints" / INDEX).read_text())["best"]["name"] == "step-00000003.ckpt"
+
+
 def test_the_best_is_of_no_effect_without_held_out_images(run: Run) -> None:
     with pytest.raises(SettingsError, match=r"callbacks\.checkpoint\.best=true has no effect.*validation_share"):
         run(Checkpoint(best=True), steps=1)

@@ -116,8 +116,11 @@ def test_epochs_differ_and_come_back(cached, workers):
 
 
 def test_workers_change_nothing(cached):
+    """Nor do they draw from the generator that dropout draws from."""
     none, two = (filled(cached, workers=workers).train_dataloader() for workers in (0, 2))
+    before = torch.get_rng_state()
     assert all(all_same(epoch(none, number), epoch(two, number)) for number in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_workers_leave_it_to_the_main_process_what_a_signal_means(cached):

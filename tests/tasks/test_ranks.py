@@ -147,7 +147,7 @@ def test_text_encoders_train_on_two_ranks(train, tmp_path, sdxl_folder):
 
 @pytest.mark.slow
 def test_a_nan_on_one_rank_ends_all_and_is_named_once(train, tmp_path):
-    """One of three images is broken, and comes to one of the ranks."""
+    """One of three images is broken, and comes to the second rank, of which the first one tells."""
     assert train("data.batch_size=1", "trainer.max_steps=1", f"hydra.run.dir={tmp_path / 'fill'}").code == 0
     cache = Cache(tmp_path / "cache")
     cache.refresh()
@@ -155,7 +155,7 @@ def test_a_nan_on_one_rank_ends_all_and_is_named_once(train, tmp_path):
         if shard.origin.kind == "image":
             entries = load_file(shard.path)
             shard.path.unlink()
-            entries["latents"][1] = torch.nan
+            entries["latents"][2] = torch.nan
             for key, latents in zip(entries["otl.key"], entries["latents"]):
                 cache.put(bytes(key.tolist()).hex(), {"latents": latents}, shard.origin)
     cache.flush()
