@@ -32,7 +32,7 @@ from otl.check import check, report, require, require_all
 from otl.config import Problem, RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import COMPOSING, compose_settings, explain, explain_flags
 from otl.outcomes import Outcome
-from otl.overrides import misread
+from otl.overrides import misread, of_hydra
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
 from otl.sweeps import groups_in, jobs, parted, queued, unswept
@@ -230,9 +230,12 @@ def check_line(arguments: Sequence[str]) -> None:
     known = list(jobs(line.overrides, groups_in(line.config_dir, folder))) if line.multirun else [line.overrides]
     for overrides in known:
         settings, hydra_settings = composed(overrides, **where)
-        sweeper = str(hydra_settings.sweeper.get("_target_"))
+        plain: Any = OmegaConf.to_container(hydra_settings, resolve=False)
+        require_all(list(of_hydra(plain)))
+        sweeper = str(plain["sweeper"].get("_target_"))
         problems = [*unswept(line.overrides, sweeper), *misread(overrides, settings), *check(settings)]
-        require_all([*problems, *harmful(hydra_settings)])
+        told = {problem.message for problem in problems}  # Hydra repeats the line in its own settings
+        require_all([*problems, *(each for each in harmful(hydra_settings) if each.message not in told)])
     if not known:  # Hydra writes the line and its own settings down before the sweeper knows the jobs
         same, swept = parted(line.overrides)
         settings, hydra_settings = composed(same, **where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +33,22 @@ def misread(overrides: Sequence[str], settings: DictConfig) -> Iterator[Problem]
                 yield Problem(key, f"{first} and {show(value)}: one of them at a time; leave one out")
         elif isinstance(value, int | float) and not isinstance(value, bool) and _is_switch(settings, key):
             yield Problem(key, f"{show(value)} is not accepted: must be true or false")
+
+
+def of_hydra(hydra: dict[str, Any]) -> Iterator[Problem]:
+    """What Hydra takes of its own settings and fails with, without a word of which.
+
+    Args:
+        hydra: the node `hydra` as plain dicts and lists.
+    """
+    for name in ("launcher", "sweeper"):
+        if not isinstance(hydra.get(name), dict):
+            message = f"{show(hydra.get(name))} is not accepted: choose one with hydra/{name}=NAME"
+            yield Problem(f"hydra.{name}", message)
+    if not isinstance(hydra.get("verbose"), bool | str | list):
+        yield Problem("hydra.verbose", f"{show(hydra.get('verbose'))} is not accepted: must be true, false or a list")
+    if hydra["run"]["dir"] == "":
+        yield Problem("hydra.run.dir", "nothing is given: give the run's folder")
 
 
 def _is_switch(settings: DictConfig, key: str) -> bool:
