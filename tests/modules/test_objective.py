@@ -283,7 +283,7 @@ def flow(monkeypatch):
 @pytest.mark.parametrize("weight", ["min_snr", "debiased", "p2"])
 def test_weights_by_snr_are_refused_for_a_flow_before_weights_are_loaded(flow, weight):
     flow.loss_options = Loss(weight=LossWeight[weight])
-    with pytest.raises(SettingsError, match=rf"loss\.weight={weight} .*flow.*loss\.weight=sigma"):
+    with pytest.raises(SettingsError, match=rf"loss\.weight={weight}: .*flow.*loss\.weight=sigma"):
         flow.build_skeleton()
 
 
@@ -306,7 +306,7 @@ def test_a_flow_is_weighted_by_sigma_and_its_delta_follows_the_snr(flow):
 def test_sigma_is_refused_for_a_plain_checkpoint_before_weights_are_loaded(sd15_folder):
     module = StableDiffusion(str(sd15_folder))
     module.loss_options = Loss(weight=LossWeight.sigma)
-    with pytest.raises(SettingsError, match=r"loss\.weight=sigma .*epsilon"):
+    with pytest.raises(SettingsError, match=r"loss\.weight=sigma: .*epsilon"):
         module.build_skeleton()
 
 
