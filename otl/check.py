@@ -9,18 +9,18 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from otl import conflicts
 from otl.augmentation import without_effect
 from otl.choices import not_chosen
 from otl.config import Problem, SettingsError
-from otl.method_conflicts import of_method
-from otl.model_conflicts import of_model
-from otl.objective_conflicts import of_objective
+from otl.conflicts.data import of_data
+from otl.conflicts.method import of_method
+from otl.conflicts.model import of_model
+from otl.conflicts.objective import of_objective
+from otl.conflicts.training import of_training
 from otl.places import of_places
 from otl.ranges import out_of_range
 from otl.signatures import Signature, Type, Unknown, describe, fits, signature
 from otl.sources import NoSuchName
-from otl.training_conflicts import of_training
 from otl.trust import refused, secrets
 from otl.wording import as_number, as_whole, joined, meant, nearest, show
 
@@ -99,7 +99,7 @@ def check(cfg: DictConfig) -> list[Problem]:
     problems += _unless_known([*out_of_range(settings), *not_chosen(settings)], problems)
     data = settings.get("data") or {}
     found = [*of_objective(settings), *without_effect(data), *of_places(settings)]
-    problems += _unless_known([*found, *conflicts.of_data(data), *of_training(settings)], problems)
+    problems += _unless_known([*found, *of_data(data), *of_training(settings)], problems)
     if not any(problem.key.startswith(("method", "model")) for problem in problems):  # else they have no types to trust
         problems += of_method(settings)
     known = {problem.key for problem in problems}

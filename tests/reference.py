@@ -18,10 +18,10 @@ from otl import config
 from otl.check import SUPPLIED
 from otl.choices import CHOICES, WORDED
 from otl.config import Settings, conf_dir
+from otl.conflicts.training import UNFIT
 from otl.ranges import RANGES
 from otl.signatures import ANY, describe, signature
 from otl.sources import Unclear, bases, find_module, lookup
-from otl.training_conflicts import UNFIT
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 GROUPS = ("task", "captioner", "masker", "model", "method", "optimizer", "scheduler", "trainer", "logger", "callbacks")

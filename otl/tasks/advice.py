@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 
 from otl.augmentation import varying
 from otl.config import CheckpointFormat, ConceptType, Data, LossWeight, Output, Problem, SampleOptions
+from otl.conflicts.training import of_optimizer, of_warmup, without_validation
 from otl.modules import stopping
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
 from otl.tasks.run import draws, plain
-from otl.training_conflicts import of_optimizer, of_warmup, without_validation
 from otl.types import Advising, Sample
 from otl.wording import counted, show
 

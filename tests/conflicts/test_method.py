@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig
 
 from otl.check import check
-from otl.method_conflicts import of_method
+from otl.conflicts.method import of_method
 from otl.registry import families
 from tests.commands import write_plugin
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from otl.config import CheckpointFormat, ConceptType, LoraFormat, Output, Problem, SettingsError
-from otl.conflicts import prompts_read
+from otl.conflicts.data import prompts_read
 from otl.declared import declared, descends
 from otl.methods import forms, parts, patterns, specs, templates
 from otl.signatures import signature, unclear

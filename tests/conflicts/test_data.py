@@ -71,7 +71,7 @@ def test_a_concept_that_makes_no_sense_is_refused(settings, lines, key, message)
 @pytest.mark.parametrize(
     ("lines", "key", "message"),
     [
-        (["resolution=[512,500]"], "resolution[1]", "500 is not accepted: must be at least 64, a multiple of 8"),
+        (["resolution=[512,500]"], "resolution[1]", "500 is not accepted: must be a whole number, at least 64"),
         (["resolution=many"], "resolution", "many is not a number"),
         (["resolution=[]"], "resolution", "the list is empty"),
         (["resolution=[512,512]"], "resolution", "512 is there more than once"),

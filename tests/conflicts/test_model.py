@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from otl.check import check
 from otl.config import conf_dir
-from otl.model_conflicts import Model
+from otl.conflicts.model import Model
 from otl.modules import samplers
 from tests.commands import write_plugin
 

@@ -1,0 +1,1 @@
+"""Settings that make no sense together, told before torch is imported."""
