@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from omegaconf import DictConfig
 
 from otl.config import Data, Inpaint, MaskSource, PartialBatches, SettingsError
 from otl.datamodules import filling, shapes, uses, views
@@ -57,7 +56,7 @@ class BucketedDataModule(LightningDataModule):
 
     def __init__(
         self,
-        data: Data | DictConfig,
+        data: Data,
         *,
         resolution: int,
         step: int,
@@ -258,9 +257,7 @@ class BucketedDataModule(LightningDataModule):
         return Texts.of_dataset(self.data, seed=self.seed, training=training, cached=cached)
 
 
-def laid_out(
-    samples: Sequence[Sample], data: Data | DictConfig, *, resolution: int, step: int, seed: int
-) -> tuple[Layout, Layout]:
+def laid_out(samples: Sequence[Sample], data: Data, *, resolution: int, step: int, seed: int) -> tuple[Layout, Layout]:
     """The images to train on and those held out, each with its places: see `layout`."""
     samples = Samples.of(samples)
     apart = np.array([sample.validation for sample in samples], dtype=bool)
@@ -285,7 +282,7 @@ def require_sound(problems: list[Problem]) -> None:
         raise SettingsError("\n".join(map(report, fatal)))
 
 
-def rounds(layout: Layout, data: Data | DictConfig, seed: int) -> Rounds:
+def rounds(layout: Layout, data: Data, seed: int) -> Rounds:
     """The batches to train on."""
     drawn = groups(layout, data.concepts, seed)
     return Rounds(drawn, batch_size=data.batch_size, partial=data.partial_batches, seed=seed)

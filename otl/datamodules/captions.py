@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from otl.config import CaptionOptions, CaptionSource, ConceptType, Data, Missing, overridden, shared_captions
+from otl.config import CaptionOptions, CaptionSource, Data, Missing, overridden, shared_captions
 from otl.datamodules.tags import joiner
 from otl.types import Problem, Sample
 
@@ -37,14 +35,11 @@ class Unreadable(ValueError):
     """A file of captions that is there and cannot be used; says why."""
 
 
-def options(data: Data | DictConfig) -> dict[str, CaptionOptions]:
+def options(data: Data) -> dict[str, CaptionOptions]:
     """Concept -> its options; that of `data.path` is called "data"."""
-    settings: Any = data if OmegaConf.is_config(data) else OmegaConf.structured(data)
-    common: Any = OmegaConf.to_object(settings.captions)
-    found = {"data": common}
-    for name, concept in settings.concepts.items():
-        shared = shared_captions(ConceptType(concept.type), common)
-        found[str(name)] = overridden(shared, OmegaConf.to_object(concept.captions))
+    found = {"data": data.captions}
+    for name, concept in data.concepts.items():
+        found[name] = overridden(shared_captions(concept.type, data.captions), concept.captions)
     return found
 
 

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from omegaconf import DictConfig
 from PIL import Image
 
 from otl.config import Broken, Data
@@ -39,7 +38,7 @@ def broken(found: Sequence[Broke], policy: Broken) -> list[Problem]:
     return [Problem("data.broken_images", message, fatal, details, rows)]
 
 
-def undecoded(data: Data | DictConfig) -> list[Problem]:
+def undecoded(data: Data) -> list[Problem]:
     """That damaged images are to be left out, and will not be found."""
     if data.broken_images != Broken.skip or data.verify_images is not False:
         return []

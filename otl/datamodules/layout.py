@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from omegaconf import DictConfig
 
 from otl import rng
 from otl.config import Data
@@ -69,7 +68,7 @@ class Places:
         return map(self.__getitem__, range(len(self)))
 
 
-def layout(images: Sequence[Sample], data: Data | DictConfig, *, resolution: int, step: int, seed: int = 0) -> Layout:
+def layout(images: Sequence[Sample], data: Data, *, resolution: int, step: int, seed: int = 0) -> Layout:
     """Give every image its buckets.
 
     Args:
@@ -105,7 +104,7 @@ def layout(images: Sequence[Sample], data: Data | DictConfig, *, resolution: int
 
 
 def _by_resolution(
-    images: Samples, fit: Ints, data: Data | DictConfig, among: dict[str, list[int]], seed: int
+    images: Samples, fit: Ints, data: Data, among: dict[str, list[int]], seed: int
 ) -> dict[int, list[int]]:
     """Resolution -> numbers of the images that are shown at it.
 
@@ -145,7 +144,7 @@ def _descended(sizes: Ints, asked: Ints, rungs: list[list[Size]], buckets: list[
     return np.concatenate(found)
 
 
-def _within_limits(images: Sequence[Sample], sizes: Ints, data: Data | DictConfig) -> tuple[Ints, list[Problem]]:
+def _within_limits(images: Sequence[Sample], sizes: Ints, data: Data) -> tuple[Ints, list[Problem]]:
     """The numbers of the images that the settings accept, and what is said of the others."""
     short, long = sizes.min(1), sizes.max(1)
     small = short < (data.min_side or 0)

@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from otl.config import Data, Inpaint, MaskSource
 from otl.datamodules import images
@@ -28,16 +25,15 @@ class MaskFiles:
     alpha: bool = False  # whether the alpha channel of an image without a file is its mask
 
 
-def options(data: Data | DictConfig) -> dict[str, MaskFiles]:
+def options(data: Data) -> dict[str, MaskFiles]:
     """Concept -> where its masks are; that of `data.path` is called "data"."""
-    settings: Any = data if OmegaConf.is_config(data) else OmegaConf.structured(data)
-    common = MaskFiles(_folder(settings.mask_folder), alpha=settings.mask_alpha)
+    common = MaskFiles(_folder(data.mask_folder), alpha=data.mask_alpha)
     found = {"data": common}
-    for name, concept in settings.concepts.items():
+    for name, concept in data.concepts.items():
         own = common if concept.mask_alpha is None else replace(common, alpha=concept.mask_alpha)
         if concept.mask_folder is not None:
             own = replace(own, folder=_folder(concept.mask_folder), setting=f"data.concepts.{name}.mask_folder")
-        found[str(name)] = own
+        found[name] = own
     return found
 
 
@@ -147,7 +143,7 @@ def unseen(key: str, count: int) -> Problem:
     return Problem(key, message, fatal=False)
 
 
-def unused(data: Data | DictConfig, inpaint: Inpaint | None) -> Iterator[Problem]:
+def unused(data: Data, inpaint: Inpaint | None) -> Iterator[Problem]:
     """Settings of masks in a run that looks at none."""
     if inpaint is None:
         why = "nothing looks at masks: set loss.masked=true, or train an inpainting model"
@@ -155,9 +151,8 @@ def unused(data: Data | DictConfig, inpaint: Inpaint | None) -> Iterator[Problem
         why = "it needs inpaint.masks=files or both"
     else:
         return
-    settings: Any = data if OmegaConf.is_config(data) else OmegaConf.structured(data)
-    groups = {"data": settings} | {f"data.concepts.{name}": each for name, each in settings.concepts.items()}
+    groups = {"data": data} | {f"data.concepts.{name}": each for name, each in data.concepts.items()}
     for group, each in groups.items():
         for name in ("mask_folder", "mask_alpha"):
-            if each[name]:
-                yield Problem(f"{group}.{name}", f"{each[name]} would have no effect: {why}")
+            if given := getattr(each, name):
+                yield Problem(f"{group}.{name}", f"{given} would have no effect: {why}")

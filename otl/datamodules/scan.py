@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING
 from PIL import Image
 
 from otl import rng
-from otl.config import Broken, CaptionOptions, ConceptType, Data, Inpaint, SettingsError
+from otl.config import Broken, CaptionOptions, Concept, ConceptType, Data, Inpaint, SettingsError
 from otl.datamodules import captions, findings, headers, mask_files, texts
 from otl.datamodules.files import Remote, content_hash, stamp
 from otl.datamodules.findings import Broke
@@ -92,7 +91,7 @@ class Scanned:
 
 
 def scan(
-    data: Data | DictConfig, inpaint: Inpaint | None = None, undrawn: Sequence[Sample] = ()
+    data: Data, inpaint: Inpaint | None = None, undrawn: Sequence[Sample] = ()
 ) -> tuple[list[Sample], list[Problem]]:
     """All images of `data.path` and `data.concepts`, by concept and then in the order of their source.
 
@@ -134,32 +133,31 @@ def scan(
     return samples, problems
 
 
-def sources(data: Data | DictConfig) -> list[Source]:
+def sources(data: Data) -> list[Source]:
     """Where the settings say that there are images."""
-    settings: Any = data if OmegaConf.is_config(data) else OmegaConf.structured(data)
-    found, options, masks = [], captions.options(settings), mask_files.options(settings)
-    if settings.path is not None:
-        source = Source("data.path", "data", settings.path, settings.prompt, options["data"], masks["data"])
-        found.append(replace(source, validation_share=settings.validation_share))
-    for name, concept in settings.concepts.items():
+    found, options, masks = [], captions.options(data), mask_files.options(data)
+    if data.path is not None:
+        source = Source("data.path", "data", data.path, data.prompt, options["data"], masks["data"])
+        found.append(replace(source, validation_share=data.validation_share))
+    for name, concept in data.concepts.items():
         if concept.enabled:
-            source = _of_concept(str(name), concept, options[str(name)], masks[str(name)])
-            share = settings.validation_share if concept.validation_share is None else concept.validation_share
+            source = _of_concept(name, concept, options[name], masks[name])
+            share = data.validation_share if concept.validation_share is None else concept.validation_share
             # Class images are there to be trained on: what is measured is how well the others are learned.
             kept = source.type == ConceptType.regularisation
             found.append(replace(source, validation_share=0.0 if kept else share))
     return found
 
 
-def _of_concept(name: str, concept: Any, options: CaptionOptions, masks: MaskFiles) -> Source:
+def _of_concept(name: str, concept: Concept, options: CaptionOptions, masks: MaskFiles) -> Source:
     return Source(
         f"data.concepts.{name}.path",
         name,
-        None if OmegaConf.is_missing(concept, "path") else concept.path,
+        None if concept.path == MISSING else concept.path,
         concept.prompt,
         options,
         masks,
-        ConceptType(concept.type),
+        concept.type,
         weight=concept.loss_weight,
         generate=concept.generate,
         recursive=concept.recursive,
@@ -172,7 +170,7 @@ def count_pictures(folder: Path) -> int:
     return len(pictures(on_disk(folder, recursive=True)))
 
 
-def _scan_source(source: Source, data: Data | DictConfig, inpaint: Inpaint | None) -> Scanned:
+def _scan_source(source: Source, data: Data, inpaint: Inpaint | None) -> Scanned:
     if source.generate and source.folder is not None and not source.folder.exists():
         return Scanned(problems=findings.undrawn(source.key, source.generate))
     if not source.path:

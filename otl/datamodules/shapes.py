@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig
-
 from otl.config import Data, SettingsError
 from otl.datamodules import grid
 from otl.sizes import Size
@@ -22,15 +20,15 @@ def resolutions(asked: Any, default: int) -> list[int]:
     return [asked] if isinstance(asked, int) else list(asked)
 
 
-def side(data: Data | DictConfig, default: int, step: int) -> int:
+def side(data: Data, default: int, step: int) -> int:
     """Pixels per side of the square that stands for all buckets: what is drawn and exported has it."""
     areas = [size.area for size in custom(data.bucket_sizes, step)]
     if areas:
         return round(math.sqrt(max(areas)) / step) * step
-    return max(resolutions(data.resolution, default))
+    return max(grid.square(each, step)[0].h for each in resolutions(data.resolution, default))
 
 
-def by_concept(data: Data | DictConfig, default: int, step: int) -> dict[str, list[int]]:
+def by_concept(data: Data, default: int, step: int) -> dict[str, list[int]]:
     """The resolutions of each concept's images; those of `data.path` are under "data".
 
     Args:
@@ -51,12 +49,12 @@ def by_concept(data: Data | DictConfig, default: int, step: int) -> dict[str, li
     return {"data": common, **dict.fromkeys(data.concepts, common), **named}
 
 
-def shown_at(data: Data | DictConfig, default: int, step: int) -> list[int]:
+def shown_at(data: Data, default: int, step: int) -> list[int]:
     """All resolutions of the dataset, from small to large."""
     return sorted({each for asked in by_concept(data, default, step).values() for each in asked})
 
 
-def ladder(data: Data | DictConfig, resolution: int, step: int) -> list[list[Size]]:
+def ladder(data: Data, resolution: int, step: int) -> list[list[Size]]:
     """The buckets of a resolution; where no image is enlarged, then those of smaller and smaller ones.
 
     Raises:
@@ -93,7 +91,7 @@ def custom(texts: Sequence[str], step: int) -> list[Size]:
     return grid.ordered(sizes)
 
 
-def _require_different(key: str, asked: Sequence[int], data: Data | DictConfig, step: int) -> None:
+def _require_different(key: str, asked: Sequence[int], data: Data, step: int) -> None:
     seen: dict[tuple[Size, ...], int] = {}
     for resolution in asked if len(asked) > 1 else ():
         other = seen.setdefault(tuple(ladder(data, resolution, step)[0]), resolution)
@@ -104,7 +102,7 @@ def _require_different(key: str, asked: Sequence[int], data: Data | DictConfig, 
             )
 
 
-def _within(sizes: list[Size], data: Data | DictConfig) -> list[Size]:
+def _within(sizes: list[Size], data: Data) -> list[Size]:
     low = max(data.min_bucket_side or 0, RUNG if data.no_upscale else 0)
     high = data.max_bucket_side or math.inf
     return [size for size in sizes if low <= min(size) and max(size) <= high]

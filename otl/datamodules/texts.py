@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from otl import rng
 from otl.config import CaptionOptions, Data, SettingsError
 from otl.datamodules import captions, tags, wildcards
@@ -104,7 +102,7 @@ class Writer:
         return tag not in self.never and (not self.only or tag in self.only)
 
 
-def writers(data: Data | DictConfig, *, varied: bool = True) -> dict[str, Writer]:
+def writers(data: Data, *, varied: bool = True) -> dict[str, Writer]:
     """Concept -> its writer; see there."""
     return {concept: writer_of(concept, each, varied) for concept, each in captions.options(data).items()}
 
@@ -205,7 +203,7 @@ class Texts:
     variants: int | None = None
 
     @classmethod
-    def of_dataset(cls, data: Data | DictConfig, *, seed: int, training: bool, cached: bool) -> Texts:
+    def of_dataset(cls, data: Data, *, seed: int, training: bool, cached: bool) -> Texts:
         """Those of the images to train on, or of those held out; variants where conditioning is cached."""
         dropout, variants = data.caption_dropout if training else 0.0, data.caption_variants if cached else None
         own = {name: concept.seed for name, concept in data.concepts.items() if concept.seed is not None}

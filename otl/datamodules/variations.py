@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from otl.config import Augment, Data, overridden
 from otl.datamodules import views
@@ -14,15 +11,13 @@ from otl.datamodules.views import View
 from otl.types import Sample
 
 
-def augments(data: Data | DictConfig) -> dict[str, Augment]:
+def augments(data: Data) -> dict[str, Augment]:
     """Concept -> how its images are varied; those of `data.path` are called "data"."""
-    settings: Any = data if OmegaConf.is_config(data) else OmegaConf.structured(data)
-    common: Any = OmegaConf.to_object(settings.augment)
-    own = {str(name): OmegaConf.to_object(concept.augment) for name, concept in settings.concepts.items()}
-    return {"data": common} | {name: overridden(common, each) for name, each in own.items()}
+    own = {name: overridden(data.augment, concept.augment) for name, concept in data.concepts.items()}
+    return {"data": data.augment} | own
 
 
-def copies(samples: Iterable[Sample], data: Data | DictConfig) -> list[int]:
+def copies(samples: Iterable[Sample], data: Data) -> list[int]:
     """Of each image, how many variations of it a cache holds."""
     varying = {concept for concept, augment in augments(data).items() if views.varies(augment)}
     varied = (sample.concept in varying and not sample.validation for sample in samples)

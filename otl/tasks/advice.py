@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from otl.augmentation import varying
 from otl.config import CheckpointFormat, ConceptType, Data, LossWeight, Output, Problem, SampleOptions
 from otl.conflicts.training import of_optimizer, of_warmup, without_validation
+from otl.datamodules import grid, shapes
 from otl.modules import stopping
 from otl.modules.base import DiffusionModule
 from otl.modules.training import steps_per_epoch
@@ -49,6 +50,7 @@ def advise(
         *of_scaling(settings, module),
         *of_augmentation(settings),
         *of_class_images(settings, concepts),
+        *of_resolutions(settings.data, module.bucket_step),
         *of_batches(settings, images=len(train), batches=batches),
         *of_average(settings, steps),
         *of_captions(settings, module),
@@ -99,6 +101,17 @@ def of_class_images(settings: DictConfig, concepts: Sequence[Mapping[str, Any]])
             message = "class images of type=train are trained on like any others, with the trigger and prefix of "
             message += f"data.captions, and may be held out; data.concepts.{name}.type=regularisation keeps them apart"
             yield Problem(f"data.concepts.{name}.type", message, fatal=False)
+
+
+def of_resolutions(data: DictConfig, step: int) -> Iterator[Problem]:
+    """Those of which the square bucket has other sides, because they are no multiples of the family's step."""
+    given = {"data": data} | {f"data.concepts.{name}": each for name, each in data.concepts.items()}
+    for key, asked in ((f"{name}.resolution", each.resolution) for name, each in given.items()):
+        for resolution in () if asked is None else shapes.resolutions(asked, 0):
+            if resolution % step:
+                (square,) = grid.square(resolution, step)
+                message = f"sides are multiples of {step} pixels for this family: {resolution} becomes {square}"
+                yield Problem(key, message, fatal=False)
 
 
 def of_batches(settings: DictConfig, *, images: int, batches: int) -> Iterator[Problem]:

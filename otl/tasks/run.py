@@ -37,7 +37,7 @@ def build_module(settings: DictConfig) -> DiffusionModule:
     module.sample_options = OmegaConf.to_object(settings.sample)
     module.output_options = OmegaConf.to_object(settings.output)
     module.seed = settings.seed
-    module.data_resolution = shapes.side(settings.data, module.resolution, module.bucket_step)
+    module.data_resolution = shapes.side(OmegaConf.to_object(settings.data), module.resolution, module.bucket_step)
     module.settings = plain(settings)
     return module
 

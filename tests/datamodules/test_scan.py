@@ -236,11 +236,11 @@ def test_class_images_alone_teach_nothing(tmp_path):
     assert problem.key == "data.concepts" and "learn nothing new" in problem.message
 
 
-def test_composed_settings_do_as_well(tmp_path):
-    picture(tmp_path / "a.png")
-    composed = OmegaConf.structured(Data(concepts={"cat": Concept()}))
-    composed.concepts.cat.path = str(tmp_path)
-    assert [sample.concept for sample in scan(composed)[0]] == ["cat"]
+def test_texts_of_the_settings_may_look_like_interpolations(tmp_path, settings):
+    picture(tmp_path / "${x}.png")
+    escaped = OmegaConf.to_object(settings(f"data.path={tmp_path}", r"data.captions.postfix='\${x}'").data)
+    (sample,), _ = scan(escaped)
+    assert Texts.of_dataset(escaped, seed=0, training=True, cached=False).of(sample, 1).endswith("${x}")
 
 
 def test_images_with_the_same_bytes_are_reported(tmp_path):

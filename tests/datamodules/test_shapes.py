@@ -69,6 +69,7 @@ def test_resolutions_with_the_same_buckets_are_refused():
         (Data(), 640),
         (Data(resolution=512), 512),
         (Data(resolution=[512, 1024, 768]), 1024),
+        (Data(resolution=1000), 1024),
         (Data(bucket_sizes=["768x1344", "512x512"]), 1024),
     ],
 )

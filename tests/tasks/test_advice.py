@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from otl.tasks import plan
-from otl.tasks.advice import advise, of_class_images, of_weights
+from otl.tasks.advice import advise, of_class_images, of_resolutions, of_weights
 from otl.tasks.run import build_skeleton
 from otl.types import Sample, Size
 
@@ -130,6 +130,15 @@ def test_class_images_that_are_trained_on_like_others_are_said(settings, tmp_pat
     assert not said.fatal and "data.concepts.dogs.type=regularisation" in said.message
     kept = settings(*line, "data.concepts.dogs.generate=9", "data.concepts.dogs.type=regularisation")
     assert list(of_class_images(kept, [])) == []
+
+
+def test_a_resolution_that_is_rounded_is_said(settings):
+    lines = ["data.resolution=[512,1000]", "data.concepts.cat.path=.", "data.concepts.cat.resolution=776"]
+    data = settings(*lines).data
+    found = {problem.key: problem.message for problem in of_resolutions(data, 64)}
+    assert list(found) == ["data.resolution", "data.concepts.cat.resolution"]
+    assert found["data.resolution"].endswith("1000 becomes 1024x1024")
+    assert not list(of_resolutions(data, 8))
 
 
 def test_a_plan_warns_and_a_run_is_refused(settings, sd15_folder, tmp_path):
