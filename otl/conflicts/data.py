@@ -36,6 +36,9 @@ def of_data(data: dict[str, Any]) -> Iterator[Problem]:
     resolutions |= {f"data.concepts.{name}.resolution": concept.get("resolution") for name, concept in concepts.items()}
     yield from _of_resolutions(data, {key: value for key, value in resolutions.items() if value is not None})
     yield from _of_buckets(data)
+    if data.get("cache") is False and data.get("encode_batch_size") not in (None, Unknown, Data.encode_batch_size):
+        message = f"{show(data['encode_batch_size'])} would have no effect: data.cache=false"
+        yield Problem("data.encode_batch_size", message)
 
 
 def _of_resolutions(data: dict[str, Any], asked: dict[str, Any]) -> Iterator[Problem]:

@@ -48,6 +48,17 @@ def of_training(settings: dict[str, Any]) -> Iterator[Problem]:
         yield from without_validation(trainer.get("val_check_interval"), best=best)
         yield from without_validation_in(trainer)
     yield from of_pictures(sample)
+    yield from of_going_on(settings, callbacks)
+
+
+def of_going_on(settings: dict[str, Any], callbacks: dict[str, Any]) -> Iterator[Problem]:
+    """A run that cannot be gone on with, and changes that are allowed for no earlier one."""
+    resume = settings.get("resume")
+    if resume == "auto" and callbacks.get("checkpoint", Unknown) is None:
+        message = "auto goes on from checkpoints, and callbacks.checkpoint=null makes none: leave one of them out"
+        yield Problem("resume", message)
+    if resume is None and settings.get("allow_changes") is True:
+        yield Problem("allow_changes", "true would have no effect: nothing is gone on with; it needs resume=auto")
 
 
 def _group(settings: dict[str, Any], name: str) -> dict[str, Any]:

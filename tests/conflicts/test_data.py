@@ -81,6 +81,7 @@ def test_a_concept_that_makes_no_sense_is_refused(settings, lines, key, message)
         (["bucket_sizes=[512x512,32x512]"], "bucket_sizes[1]", "32x512 is not accepted"),
         (["bucket_sizes=[512x512]", "buckets=false"], "buckets", "leave one of them out"),
         (["bucket_sizes=[512x512]", "max_bucket_side=512"], "max_bucket_side", "512 would have no effect"),
+        (["cache=false", "encode_batch_size=8"], "encode_batch_size", "8 would have no effect: data.cache=false"),
         (["buckets=false", "min_bucket_side=512"], "min_bucket_side", "512 would have no effect: data.buckets=false"),
         (["min_bucket_side=768", "max_bucket_side=512"], "min_bucket_side", "768 is above data.max_bucket_side=512"),
         (["max_bucket_side=32"], "max_bucket_side", "at least 64"),

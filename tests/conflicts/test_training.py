@@ -40,6 +40,8 @@ UNFITTING = ("fast_dev_run=2", "limit_train_batches=1", "overfit_batches=1", "ba
             "2 files for 3 prompts",
         ),
         (["scheduler.warmup=100", "trainer.max_steps=100"], "scheduler.warmup", "100 steps of warm-up"),
+        (["resume=auto", "callbacks.checkpoint=null"], "resume", "callbacks.checkpoint=null makes none"),
+        (["allow_changes=true"], "allow_changes", "it needs resume=auto"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -65,6 +67,7 @@ def test_what_makes_no_sense_is_refused(
         ["trainer.val_check_interval=4", "data.concepts.a.path=..", "data.concepts.a.type=validation"],
         ["callbacks.checkpoint.best=true", "data.concepts.a.path=..", "data.concepts.a.validation_share=0.5"],
         ["callbacks.checkpoint=null"],
+        ["callbacks.checkpoint=null", f"resume={__file__}", "allow_changes=true"],
         ["model=sd15_inpaint", "sample.prompts=[a,b]", f"sample.image={HERE}", f"sample.mask=[{__file__},{__file__}]"],
         ["sample.seeds=[]"],
         ["task=cache", "trainer.val_check_interval=4"],
