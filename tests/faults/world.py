@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -200,6 +201,7 @@ def child(settings: DictConfig, folder: Path, fault: Fault | None, said: Path) -
     code = BROKEN
     try:
         signal.alarm(PATIENCE)
+        torch.set_num_threads(1)  # makes torch's thread pool anew, before two threads do so at once and one fails
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
