@@ -193,7 +193,10 @@ def _of_tar(file: IO[bytes], size: int) -> Iterator[tuple[Member, Callable[[], b
 
 def _read(file: IO[bytes], member: Member) -> bytes:
     file.seek(member.start)
-    return file.read(member.bytes)
+    content = file.read(member.bytes)
+    if len(content) != member.bytes:
+        raise EOFError(f"{member.name} is said to reach beyond the archive's end")
+    return content
 
 
 def _unpacked(file: IO[bytes], member: Member, checksum: int) -> bytes | Header:

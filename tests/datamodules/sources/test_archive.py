@@ -1,8 +1,10 @@
 import io
+import struct
 import tarfile
 import tempfile
 import tracemalloc
 import zipfile
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 
@@ -194,6 +196,7 @@ WHOLE = [
 @settings(max_examples=150)
 @given(choice=strategies.sampled_from(WHOLE), draw=strategies.data())
 def test_whatever_is_damaged_or_forged_in_an_archive_is_a_flaw_of_it(choice, draw):
+    """And what has none is there, and what it was when the archive was gone through."""
     suffix, content = choice
     changed = bytearray(content)
     last = len(content) - 1
@@ -203,7 +206,20 @@ def test_whatever_is_damaged_or_forged_in_an_archive_is_a_flaw_of_it(choice, dra
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"a{suffix}")
         path.write_bytes(changed[: draw.draw(strategies.none() | strategies.integers(1, last))])
-        gone_through(path, partial(examined, limits=Limits()))
+        archive = gone_through(path, partial(examined, limits=Limits()))
+        for member, header in archive.images:
+            assert header.flaw or hash_of(Part(path, *astuple(member)).read_bytes()) == member.content
+
+
+def test_a_member_that_is_said_to_reach_beyond_the_archive_is_a_flaw_of_it(tmp_path):
+    """What is deflated has its own end, so that it may be whole in spite of that."""
+    content = bytearray(_zipped(zipfile.ZIP_DEFLATED))
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 20 : entry + 24] = struct.pack("<I", len(content))  # its compressed size
+    (tmp_path / "a.zip").write_bytes(content)
+    archive = gone_through(tmp_path / "a.zip", partial(examined, limits=Limits()))
+    assert archive.images == []
+    assert "is said to reach beyond the archive's end" in archive.flaw
 
 
 def test_hidden_members_and_labels_are_no_images(tmp_path, searched):
