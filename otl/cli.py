@@ -234,8 +234,8 @@ def check_line(arguments: Sequence[str]) -> None:
         require_all(list(of_hydra(plain)))
         sweeper = str(plain["sweeper"].get("_target_"))
         problems = [*unswept(line.overrides, sweeper), *misread(overrides, settings), *check(settings)]
-        told = {problem.message for problem in problems}  # Hydra repeats the line in its own settings
-        require_all([*problems, *(each for each in harmful(hydra_settings) if each.message not in told)])
+        listed = {problem.message for problem in problems}  # Hydra repeats the line in its own settings
+        require_all([*problems, *(each for each in harmful(hydra_settings) if each.message not in listed)])
     if not known:  # Hydra writes the line and its own settings down before the sweeper knows the jobs
         same, swept = parted(line.overrides)
         settings, hydra_settings = composed(same, **where)

@@ -112,7 +112,7 @@ def secrets(settings: dict[str, Any]) -> Iterator[Problem]:
         elif CREDENTIALS.search(value) or WEB_USER.search(value) or ("://" in value and SECRET_VALUE.search(value)):
             message = "holds a password or signed address, which would be written into the run's folder: leave it out"
             way = "the environment or the configuration of the store's own library"
-            yield Problem(key, f"{message}; give it by {way}, or the address in a list of images (.csv), which is not")
+            yield Problem(key, f"{message}; give it by {way}, or put the address into a list of images (.csv)")
 
 
 def known_tokens() -> list[str]:

@@ -20,10 +20,9 @@ PACKAGES = {  # protocol -> the package that fsspec needs for it, and how to get
 }
 
 
-LISTED = (*PACKAGES, "memory")  # protocols by which a table may name images: others open files of this machine,
-# log in elsewhere with its keys, or write what they fetch to its disk
-
-
+# Protocols by which a table may name images: others open files of this machine, log in elsewhere with its keys, or
+# write what they fetch to its disk.
+LISTED = (*PACKAGES, "memory")
 HUB = re.compile(r"[\w-]+/[\w.-]+")  # how the hub names a dataset
 
 

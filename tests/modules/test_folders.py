@@ -59,7 +59,9 @@ def test_classes_from_elsewhere_are_refused_before_weights_are_loaded(gift, part
 def test_what_published_checkpoints_name_is_loaded(gift):
     old = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "image_encoder": [None, None]}
     changed(gift / "model_index.json", **old, feature_extractor=["transformers", "CLIPFeatureExtractor"])
-    StableDiffusion(str(gift)).build_skeleton()
+    module = StableDiffusion(str(gift))
+    module.build_skeleton()
+    assert {type(module.part(name)).__name__ for name in ("unet", "vae")} == {"UNet2DConditionModel", "AutoencoderKL"}
 
 
 def test_code_that_configs_map_to_is_not_run_and_nobody_is_asked(gift, monkeypatch):
