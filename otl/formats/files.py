@@ -207,7 +207,7 @@ def read_any(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The same of a safetensors file, or of one of torch.save, which has no header.
 
     Raises:
-        SettingsError: it is not there, damaged, or holds anything but tensors by name.
+        SettingsError: it is not there, damaged, unpacks to more than the file, or holds anything but tensors by name.
     """
     if path.suffix not in PICKLED:
         return read(path)
@@ -221,14 +221,16 @@ def read_any(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     ]
     if others:
         raise SettingsError(f"{path}: holds more than plain tensors by name: {listed(others)}")
+    require_room(bytes_of(content.values()), path)  # a view has as many numbers as it says
     return content, {}
 
 
-def unpickled(path: Path, *classes: type) -> Any:
+def unpickled(path: Path, *classes: type, mmap: bool = False) -> Any:
     """What a file of torch.save holds: tensors and plain values, for whatever else is in it could run code.
 
     Args:
         classes: others that may be in it.
+        mmap: whether its tensors stay on the disk.
 
     Raises:
         SettingsError: it is not there or damaged, something else is in it, or it unpacks to more than the file.
@@ -237,7 +239,7 @@ def unpickled(path: Path, *classes: type) -> Any:
         require_room(packed, path)
     try:
         with torch.serialization.safe_globals(list(classes)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:

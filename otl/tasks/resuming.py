@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -12,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from otl.callbacks.backups import FOLDER, is_whole, newest
 from otl.config import SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
-from otl.formats.files import listed
+from otl.formats.files import bytes_of, listed, unpickled
 from otl.modules.base import DiffusionModule
 from otl.types import Sample
 from otl.wording import flat, show
@@ -82,19 +83,28 @@ def read(path: Path) -> dict[str, Any]:
     """What a checkpoint says of its run; tensors stay on the disk.
 
     Raises:
-        SettingsError: it holds anything but tensors and plain values, and so could run code; or it is not OTL's.
+        SettingsError: it holds anything but tensors and plain values, and so could run code; a tensor would be larger
+            in memory than it is in the file; or it is not OTL's.
     """
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(
-            f"resume={path}: not loaded, since a checkpoint with other things in it than numbers and words can run "
-            f"programs ({reason}); use one that OTL wrote"
-        ) from error
-    if missing := [name for name in SAID if name not in content]:
+        content = unpickled(path, mmap=True)
+    except SettingsError as error:
+        raise SettingsError(f"resume={error}; use a checkpoint that OTL wrote") from error
+    said = content if isinstance(content, dict) else {}
+    if missing := [name for name in SAID if name not in said]:
         raise SettingsError(f"resume={path}: not a checkpoint of a run of OTL: {listed(missing)} is not in it")
-    return content
+    if not all(map(_lies_in_the_file, tree_leaves(said))):
+        raise SettingsError(
+            f"resume={path}: a tensor of it is larger than what it has in the file; use a checkpoint that OTL wrote"
+        )
+    return said
+
+
+def _lies_in_the_file(value: Any) -> bool:
+    """Not so a tensor that says one number again and again, and would fill the memory when it is copied."""
+    if not isinstance(value, Tensor):
+        return True
+    return value.layout is torch.strided and bytes_of([value]) <= value.untyped_storage().nbytes()
 
 
 def require_same(earlier: dict[str, Any], module: DiffusionModule, *, ranks: int, allowed: bool) -> None:

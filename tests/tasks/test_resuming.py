@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import pickle
+import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -246,9 +247,27 @@ def test_a_checkpoint_that_could_run_code_is_not_loaded(tmp_path):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"settings": Harm()}, tmp_path / "a.ckpt", pickle_module=pickle)
-    with pytest.raises(SettingsError, match="can run programs"):
+    with pytest.raises(SettingsError, match=r"resume=.*a\.ckpt: not a whole file of tensors alone; others could run"):
         resuming.read(tmp_path / "a.ckpt")
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_checkpoint_that_would_take_more_memory_than_it_has_bytes_is_not_loaded(tmp_path):
+    """One that is packed, and one whose tensor is one number again and again: torch itself takes both."""
+    content = dict.fromkeys(resuming.SAID) | {"optimizer_states": [{"state": {0: torch.zeros(10**5)}}]}
+    torch.save(content, tmp_path / "plain.ckpt")
+    assert resuming.read(tmp_path / "plain.ckpt").keys() == content.keys()
+
+    plain = zipfile.ZipFile(tmp_path / "plain.ckpt")
+    with plain, zipfile.ZipFile(tmp_path / "packed.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for info in plain.infolist():
+            packed.writestr(info.filename, plain.read(info))
+    with pytest.raises(SettingsError, match=r"resume=.*packed.ckpt: says it holds \d+ bytes, and the file has \d+"):
+        resuming.read(tmp_path / "packed.ckpt")
+
+    torch.save(content | {"optimizer_states": [{"state": {0: torch.zeros(1).expand(10**9)}}]}, tmp_path / "long.ckpt")
+    with pytest.raises(SettingsError, match=r"resume=.*long.ckpt: a tensor of it is larger than what it has"):
+        resuming.read(tmp_path / "long.ckpt")
 
 
 def test_results_of_a_run_are_not_written_over_by_one_that_goes_on_from_elsewhere(checkpoints, tmp_path, settings):
