@@ -235,8 +235,7 @@ def unpickled(path: Path, *classes: type, mmap: bool = False) -> Any:
     Raises:
         SettingsError: it is not there or damaged, something else is in it, or it unpacks to more than the file.
     """
-    if packed := unpacked_size(path):
-        require_room(packed, path)
+    refuse_packed(path)
     try:
         with torch.serialization.safe_globals(list(classes)):
             return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
@@ -246,13 +245,17 @@ def unpickled(path: Path, *classes: type, mmap: bool = False) -> Any:
         raise SettingsError(f"{path}: not a whole file of tensors alone; others could run code") from error
 
 
-def unpacked_size(path: Path) -> int:
-    """Bytes of all members of a .pt by its directory; 0 where it has none, as files of early versions of torch."""
+def refuse_packed(path: Path) -> None:
+    """Refuse a file of torch.save whose members, by its directory, are more than the file; early versions had none.
+
+    Raises:
+        SettingsError: they are, or it is cut off.
+    """
     if not zipfile.is_zipfile(path):
-        return 0
+        return
     try:
         with zipfile.ZipFile(path) as archive:
-            return sum(info.file_size for info in archive.infolist())
+            require_room(sum(info.file_size for info in archive.infolist()), path)
     except zipfile.BadZipFile as error:
         raise SettingsError(f"{path}: not a whole file of tensors ({error})") from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otl.config import SettingsError
+from otl.formats.files import refuse_packed
 from otl.formats.stored import shards
 from otl.registry import plugin_packages
 from otl.trust import below
@@ -45,6 +46,8 @@ def check_index(family: DiffusionModule, folder: Path) -> None:
             check_class(folder, part, named)
     for index in sorted(folder.glob("*/*.index.json")):
         shards(index)
+    for weights in sorted(folder.glob("*/*.bin")):
+        refuse_packed(weights)
 
 
 def check_class(folder: Path, part: str, named: list[Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -54,6 +55,13 @@ def test_classes_from_elsewhere_are_refused_before_weights_are_loaded(gift, part
     with pytest.raises(SettingsError, match=rf"gift: in model_index\.json {part} is {named[0]}\.{named[1]}"):
         StableDiffusion(str(gift)).build_skeleton()
     assert not os.path.exists("RAN")
+
+
+def test_weights_that_would_take_more_memory_than_they_have_bytes_are_not_loaded(gift):
+    with zipfile.ZipFile(gift / "unet" / "diffusion_pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data/0", bytes(10**6))
+    with pytest.raises(SettingsError, match=r"unet/.*\.bin: says it holds 1000000 bytes, and the file has \d+"):
+        StableDiffusion(str(gift)).build_skeleton()
 
 
 def test_what_published_checkpoints_name_is_loaded(gift):
