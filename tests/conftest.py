@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -22,6 +23,9 @@ from otl.mistakes import compose_settings
 
 # Of tests with `trainer.deterministic=true`: cuBLAS reads it when the first of all tests is on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# A shell's job in the background ignores Ctrl-C, and so would all commands of the tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples on every machine and in every run; a failure is repeated by running the test again.
 hypothesis.settings.register_profile("otl", derandomize=True, database=None, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("otl")

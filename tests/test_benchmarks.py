@@ -29,7 +29,7 @@ def all_positive(found: Any) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.long)])
 def test_training_is_timed_beside_the_plain_loops(family: str, tmp_path: Path) -> None:
     line = ["--size", "tiny", "--blocks", "2", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "train.json")]
     results = train.main([*line, "--families", family])
@@ -45,6 +45,7 @@ def test_training_is_timed_beside_the_plain_loops(family: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_start_is_timed_stage_by_stage(tmp_path: Path) -> None:
     results = startup.main(["--rounds", "1", "--images", "2", "--out", str(tmp_path / "startup.json")])
     seconds = {name: spread["median"] for name, spread in results["cases"][0]["seconds"].items()}

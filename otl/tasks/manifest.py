@@ -122,10 +122,12 @@ def versions(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def called(settings: dict[str, Any]) -> list[str]:
-    """The installed distributions, plugins among them, whose code the settings name by `_target_`."""
+    """The installed distributions whose code the settings name by `_target_`, as of plugins, but for PACKAGES."""
     targets = [value for key, value in flat(settings).items() if key.endswith("_target_")]
-    installed = importlib.metadata.packages_distributions()
-    packages = {str(target).partition(".")[0] for target in targets}
+    packages = {str(target).partition(".")[0] for target in targets} - {*PACKAGES}
+    if not packages:
+        return []
+    installed = importlib.metadata.packages_distributions()  # goes through the lists of all installed files
     return sorted({name for package in packages for name in installed.get(package, [])})
 
 

@@ -35,6 +35,7 @@ def test_eight_to_twelve_pictures_of_the_concept_ship_with_captions():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ninety_of_a_hundred_held_out_prompts_have_their_colour_and_shape():
     scenes = held_out()
     seen = [classify(picture) for picture in draw_captions(CHECKPOINT, [scene.caption() for scene in scenes])]
