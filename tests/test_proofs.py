@@ -88,11 +88,12 @@ def test_keys_that_nobody_looks_up_are_seen(written):
         readers.check_keys(cell, *rest)
 
 
-def test_a_run_that_goes_on_with_other_noise_is_seen(sd15_folder, tmp_path):
+@pytest.mark.parametrize("words", [["seed=1", "allow_changes=true"], ["sample.guidance=3"]])
+def test_a_run_that_goes_on_with_other_noise_or_other_pictures_is_seen(sd15_folder, tmp_path, words):
     class Forgets(Cell):
         def run(self, name, *more):
-            return super().run(name, *more, *(["seed=1", "allow_changes=true"] if name == "resumed" else []))
+            return super().run(name, *more, *(words if name == "resumed" else []))
 
     cell = Forgets(["model=sd15", f"model.checkpoint={sd15_folder}"], METHODS["finetune"], tmp_path)
-    with pytest.raises(AssertionError, match=r"the resumed run wrote \d+ tensors otherwise"):
+    with pytest.raises(AssertionError, match=r"the resumed run wrote \d+ tensors and pictures otherwise"):
         check_run(cell)

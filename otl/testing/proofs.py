@@ -21,7 +21,7 @@ PROOFS = {
     "on, and nothing else; the loss of one batch falls and no frozen weight changes a bit; cached and uncached loss "
     "agree; a checkpoint's weights give the same prediction",
     "run": "pictures through plan, cache, training, sampling and export; a run resumed in its middle writes bit for "
-    "bit the tensors of the unbroken one",
+    "bit the tensors and pictures of the unbroken one",
     "again": "OTL goes on from the exported file, which changes the prediction as the live model does",
     **TEXTS,
 }

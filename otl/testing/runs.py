@@ -15,7 +15,7 @@ from otl.types import Size
 
 
 def check_run(cell: Cell) -> tuple[DiffusionModule, Path]:
-    """A run draws and exports; one that was resumed in its middle writes bit for bit the same.
+    """A run draws and exports; one that was resumed in its middle draws and writes bit for bit the same.
 
     Returns:
         The module as it was when the run ended, by the checkpoint of its last step; and the result.
@@ -28,9 +28,10 @@ def check_run(cell: Cell) -> tuple[DiffusionModule, Path]:
 
     resumed = cell.run("resumed", f"resume={whole / 'checkpoints' / f'step-{STOP:08d}.ckpt'}")
     one, other = contents(whole), contents(resumed)
-    require(one.keys() == other.keys(), f"the resumed run wrote other tensors: {sorted(one.keys() ^ other.keys())[:2]}")
+    odd = sorted(one.keys() ^ other.keys())
+    require(not odd, f"the resumed run wrote other tensors and pictures: {odd[:2]}")
     wrong = [name for name in one if one[name] != other[name]]
-    require(not wrong, f"the resumed run wrote {len(wrong)} tensors otherwise, such as {wrong[:1]}")
+    require(not wrong, f"the resumed run wrote {len(wrong)} tensors and pictures otherwise, such as {wrong[:1]}")
 
     live = cell.module()
     state = torch.load(whole / "checkpoints" / f"step-{STEPS:08d}.ckpt", weights_only=True)["state_dict"]
@@ -39,9 +40,10 @@ def check_run(cell: Cell) -> tuple[DiffusionModule, Path]:
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """The tensors of all that a run wrote, by file and name."""
+    """The tensors of all that a run wrote, by file and name, and the pictures of its last step."""
     files = [path for path in run.glob("**/*.safetensors") if "checkpoints" not in path.parts]
-    return {
+    pictures = {path.name: path.read_bytes() for path in run.glob(f"samples/step-{STEPS:06d}/*.png")}
+    return pictures | {
         f"{path.relative_to(run)}:{name}": tensor.contiguous().view(torch.uint8).numpy().tobytes()
         for path in files
         for name, tensor in load_file(path).items()

@@ -113,7 +113,8 @@ def test_two_ranks_train_as_one_does_with_their_batches_together(train, tmp_path
 @pytest.mark.slow
 def test_another_number_of_ranks_goes_on_with_the_same_images(train, tmp_path, photos):
     """Two steps an epoch, of two images and of one: on two ranks, of which one then has a batch that does not count,
-    and accumulated on one. It stops within an epoch, and so does a validation of three batches count each once."""
+    accumulated on one, and on two again. It stops within an epoch, and a validation of three batches counts each once.
+    """
     line = ["trainer.max_steps=5", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=9", "optimizer.lr=1e-3"]
     line += [f"data.concepts.held.path={photos}", "data.concepts.held.type=validation"]
     two = train(*line, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'two'}")
@@ -129,6 +130,14 @@ def test_another_number_of_ranks_goes_on_with_the_same_images(train, tmp_path, p
     for x, y in zip(rows[0], rows[1][3:]):
         assert float(x["loss"]) == pytest.approx(float(y["loss"]), rel=1e-4)
     assert float(rows[0][0]["val_loss"]) == pytest.approx(float(rows[1][3]["val_loss"]), rel=1e-4)
+
+    resume_one = f"resume={tmp_path / 'one' / 'checkpoints' / 'step-00000004.ckpt'}"
+    again = train(*line, resume_one, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'again'}")
+    assert again.code == 0, again.err
+    c = load_file(tmp_path / "again" / "final.safetensors")
+    assert all(torch.allclose(c[key], b[key], atol=1e-5) for key in b)
+    (row,) = csv.DictReader((tmp_path / "again" / "metrics.csv").open())
+    assert (row["step"], float(row["loss"])) == ("5", pytest.approx(float(rows[1][4]["loss"]), rel=1e-4))
 
     half = train(*line, resume, f"hydra.run.dir={tmp_path / 'half'}")
     assert half.code == 2
