@@ -127,6 +127,19 @@ def _check_weights(settings: dict[str, Any], task: Any) -> Iterator[Problem]:
             there = [each.name for each in path.absolute().parent.glob("*")]
             message = f"{source} does not exist (looked for {path.absolute()}){meant(path.name, there)}"
             yield Problem(key, f"{message}; give {NAMED[key]}" if not meant(path.name, there) else message)
+        elif (
+            key == "model.checkpoint" and not local and os.environ.get("HF_HUB_OFFLINE") and (kept := _not_kept(source))
+        ):
+            message = f"{source} is not in the hub's cache ({kept}), and HF_HUB_OFFLINE keeps OTL from the hub"
+            yield Problem(key, f"{message}; leave that out once, or give a folder or a .safetensors file")
+
+
+def _not_kept(name: str) -> str:
+    """Where the hub's cache is, which has not that pipeline; empty: it has, or the hub may be asked."""
+    from huggingface_hub import constants, try_to_load_from_cache  # only here: a tenth of a second
+
+    missing = constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, "model_index.json"), str)
+    return constants.HF_HUB_CACHE if missing else ""
 
 
 def _check_config(model: dict[str, Any]) -> Iterator[Problem]:
