@@ -57,7 +57,7 @@ def from_bundle(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The embedding `name` of a LoRA file, or the only one; all of `tensors` where it carries none."""
     carried: dict[str, dict[str, Tensor]] = {}
     for key in bundle_keys(tensors):
-        _, owner, inner = key.split(".", 2)
+        owner, _, inner = key.removeprefix(f"{BUNDLE}.").partition(".")
         carried.setdefault(owner, {})[ALONE if inner.startswith("string_to_param.") else inner] = tensors[key]
     if not carried:
         return tensors
@@ -77,7 +77,7 @@ def from_file(tensors: dict[str, Tensor], *, keys: dict[str, str], widths: dict[
         output: whether vectors that are put in after the text encoder are wanted.
 
     Raises:
-        SettingsError: vectors are missing, or of another size.
+        SettingsError: vectors are missing, of another size, or no numbers.
     """
     wanted = {key.removesuffix(OUT): value for key, value in tensors.items() if key.endswith(OUT) == output}
     vectors = {}
@@ -88,12 +88,15 @@ def from_file(tensors: dict[str, Tensor], *, keys: dict[str, str], widths: dict[
         if not names:
             kind = "output vectors" if output else "vectors"
             raise SettingsError(f"no {kind} under {key} for {encoder}; the file holds {described(tensors)}")
+        files.require_numbers(f"the vectors for {encoder}", {names[0]: wanted[names[0]]})
         vectors[encoder] = torch.atleast_2d(wanted[names[0]].detach().float().cpu())
         if vectors[encoder].ndim != 2 or vectors[encoder].shape[1] != widths[encoder]:
             raise SettingsError(
                 f"{encoder} takes vectors of {widths[encoder]} numbers; the file holds {described(tensors)}: it was "
                 "made for another family of models"
             )
+    if not all(map(len, vectors.values())):
+        raise SettingsError(f"it has no vectors: {described(tensors)}")
     if len({len(tensor) for tensor in vectors.values()}) > 1:
         raise SettingsError(f"its text encoders have different numbers of vectors: {described(tensors)}")
     return vectors
@@ -122,9 +125,11 @@ def read(path: Path) -> dict[str, Tensor]:
 def flat(content: Any, path: Path) -> dict[str, Tensor]:
     """The tensors of an unpickled embedding, A1111's `string_to_param` or one tensor for each word."""
     if isinstance(content, dict) and "string_to_param" in content:
-        content = dict(content["string_to_param"].items())
-    tensors = {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+        content = content["string_to_param"]
+    tensors = (
+        {str(key): value for key, value in content.items()} if isinstance(content, dict | nn.ParameterDict) else {}
+    )
+    if not tensors or not all(map(files.is_plain, tensors.values())):
         raise SettingsError(f"{path}: not an embedding: give a .safetensors, or a .pt of A1111 or diffusers")
     return tensors
 

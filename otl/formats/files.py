@@ -214,12 +214,7 @@ def read_any(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     content = unpickled(path)
     if not isinstance(content, dict) or not content:
         raise SettingsError(f"{path}: holds no tensors by name")
-    others = [
-        str(key)
-        for key, value in content.items()
-        if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout is not torch.strided
-    ]
-    if others:
+    if others := [str(key) for key, value in content.items() if not isinstance(key, str) or not is_plain(value)]:
         raise SettingsError(f"{path}: holds more than plain tensors by name: {listed(others)}")
     require_room(bytes_of(content.values()), path)  # a view has as many numbers as it says
     return content, {}
@@ -266,6 +261,24 @@ def require_room(claimed: int, path: Path) -> None:
         raise SettingsError(
             f"{path}: says it holds {claimed} bytes, and the file has {room}: torch wrote no such; give a .safetensors"
         )
+
+
+def require_numbers(name: str, tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors with NaN or infinity in fp32, or with whole numbers, which some program has packed."""
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise SettingsError(f"{name}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, not real numbers")
+        if not torch.isfinite(tensor.float()).all():
+            raise SettingsError(f"{name}: {key} holds NaN or infinity: the file was broken when it was written")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a tensor that lies in memory number by number."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not (value.is_quantized or value.is_nested or value.is_meta)
+    )
 
 
 def tensors_hash(path: Path) -> str:

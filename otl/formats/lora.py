@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from otl.config import SettingsError
 from otl.formats.files import listed as listed
 from otl.formats.files import read as read
 from otl.formats.files import write as write
+from otl.formats.layers import complete
+from otl.formats.layers import rank_of as rank_of
+from otl.formats.layers import title_of as title_of
 from otl.types import AdapterLayer, AdapterState, LohaLayer, LokrLayer, LoraLayer, OftLayer
 
 HADAMARD = {name: f".hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}
@@ -156,16 +159,6 @@ def folded(layer: AdapterLayer) -> AdapterLayer:
     return type(layer)(**values)
 
 
-def rank_of(layer: AdapterLayer) -> int | None:
-    """Inner dimension; None where a layer has none."""
-    if isinstance(layer, LoraLayer):
-        return layer.down.shape[0]
-    if isinstance(layer, OftLayer):
-        return None
-    down = layer.w1_b if layer.w1_b is not None else layer.w2_b
-    return None if down is None else down.shape[0]
-
-
 def by_end(ends: Ends) -> dict[str, tuple[type[AdapterLayer], str]]:
     """How a key ends -> kind of layer and field."""
     return {end: (kind, field) for kind, of_kind in ends.items() for field, end in of_kind.items()}
@@ -193,11 +186,14 @@ def gather(
         stem, end = parted(key, ends)
         owner = owners.get(stem) if end else None
         kind, field = ends.get(end, (None, "alpha"))
+        own = found.setdefault(owner, {}) if owner is not None else {}
+        if field in own:
+            raise SettingsError(f"{key} stands in it twice, in two spellings: which of them counts?")
         if owner is None or (kind is not None and kinds.setdefault(owner, kind) is not kind):
             leftover.append(key)
         else:
             # PEFT lays a convolution's magnitudes out as [1, out, 1, 1].
-            found.setdefault(owner, {})[field] = tensor.flatten() if "magnitude" in end else tensor
+            own[field] = tensor.flatten() if "magnitude" in end else tensor
     leftover += [f"the alpha of {part}.{path}" for part, path in found.keys() - kinds.keys()]
     if leftover:
         raise SettingsError(f"not a LoRA of this model: {len(leftover)} keys fit no module: {listed(sorted(leftover))}")
@@ -211,84 +207,6 @@ def parted(key: str, ends: Iterable[str]) -> tuple[str, str]:
     """A key without its end, and its end; "" where it has none of them."""
     end = next((end for end in (*ends, ".alpha") if key.endswith(end)), "")
     return key.removesuffix(end), end
-
-
-def complete(name: str, kind: type[AdapterLayer], layer: dict[str, Tensor]) -> AdapterLayer:
-    """The layer of its tensors.
-
-    Raises:
-        SettingsError: one is missing, or they do not fit each other.
-    """
-    if kind is LokrLayer:
-        missing = [w for w in ("w1", "w2") if w not in layer and not {f"{w}_a", f"{w}_b"} <= layer.keys()]
-    else:
-        missing = [field.name for field in fields(kind) if field.name in REQUIRED[kind] and field.name not in layer]
-    if missing:
-        raise SettingsError(f"incomplete {TITLES[kind]}: {name} has no {missing[0]} matrix")
-    if kind is OftLayer:
-        return oft_layer(name, layer["blocks"], limit=float(layer.get("alpha", 0)))
-    if kind is LoraLayer:
-        check_ranks(name, layer["down"], layer["up"])
-        if "magnitude" in layer:
-            layer["magnitude"] = magnitude(name, layer["magnitude"], layer["up"])
-    alpha = layer.pop("alpha", None)
-    values: dict[str, Any] = layer | {"alpha": 0.0}
-    whole: AdapterLayer = kind(**values)
-    assert not isinstance(whole, OftLayer)
-    whole.alpha = float(alpha) if alpha is not None else float(rank_of(whole) or 1)
-    return whole
-
-
-REQUIRED: dict[type[AdapterLayer], tuple[str, ...]] = {
-    LoraLayer: ("down", "up"),
-    LohaLayer: ("w1_a", "w1_b", "w2_a", "w2_b"),
-    OftLayer: ("blocks",),
-}
-TITLES = {LoraLayer: "LoRA", LohaLayer: "LoHa", LokrLayer: "LoKr", OftLayer: "OFT"}
-
-
-def title_of(layer: AdapterLayer) -> str:
-    """What people call an adapter of such layers."""
-    return "DoRA" if isinstance(layer, LoraLayer) and layer.magnitude is not None else TITLES[type(layer)]
-
-
-def check_ranks(name: str, down: Tensor, up: Tensor) -> None:
-    """Refuse a layer whose matrices do not meet."""
-    if up.shape[1] != down.shape[0]:
-        raise SettingsError(
-            f"broken LoRA: {name} is rank {down.shape[0]} on the way down and {up.shape[1]} on the way up"
-        )
-
-
-def magnitude(name: str, scale: Tensor, up: Tensor) -> Tensor:
-    """DoRA's magnitudes [out] from a file's [out], [out, 1] or [out, 1, 1, 1].
-
-    Raises:
-        SettingsError: they are one for each input, as some trainers have it.
-    """
-    outputs = up.shape[0]
-    if scale.shape[0] != outputs or scale.numel() != outputs:
-        raise SettingsError(
-            f"{name}: dora_scale {tuple(scale.shape)} is one for each input; only one for each of the {outputs} "
-            "outputs can be trained further"
-        )
-    return scale.flatten()
-
-
-def oft_layer(name: str, blocks: Tensor, *, limit: float) -> OftLayer:
-    """The layer, its Q no longer than the file's alpha allows.
-
-    Args:
-        limit: times the number of outputs, the longest Q; 0 is none: kohya's and LyCORIS's meaning of alpha.
-
-    Raises:
-        SettingsError: the blocks are not square.
-    """
-    if blocks.dim() != 3 or blocks.shape[1] != blocks.shape[2]:
-        raise SettingsError(f"broken OFT: the blocks of {name} are {tuple(blocks.shape)}, not [number, size, size]")
-    length = (blocks - blocks.transpose(1, 2)).float().norm().item()
-    longest = limit * blocks.shape[0] * blocks.shape[1]
-    return OftLayer(blocks * (longest / length) if 0 < longest < length else blocks)
 
 
 def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

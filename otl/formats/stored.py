@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from otl.config import SettingsError
 from otl.formats.files import bytes_of, destination, listed, whole
 from otl.formats.lora import portable_text_path
+from otl.formats.objects import parsed
 
 KINDS = {  # torch's names of what networks hold -> safetensors'
     torch.float64: "F64",
@@ -107,9 +108,9 @@ def shards(index: Path) -> dict[str, str]:
         SettingsError: it is no such index, or names a file elsewhere.
     """
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = parsed(index.read_bytes(), str(index))["weight_map"]
         strange = [file for file in places.values() if Path(file).name != file or file == ".."]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise SettingsError(f"{index}: no index of weights in several files ({error!r})") from error
     if strange:
         raise SettingsError(f"{index}: names weights in {strange[0]}, and they have to lie beside it")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import regex
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +17,9 @@ from otl.config import SettingsError
 from otl.formats.deltas import converted, matrix_shape, with_lengths
 from otl.formats.embedding import bundle_keys
 from otl.formats.files import listed, read_any
+from otl.formats.layers import number
 from otl.formats.lora import FROZEN, LENGTHS, gather, parted, rank_of, title_of
+from otl.formats.objects import parsed
 from otl.formats.spellings import all_ends, denoiser_stems, text_stems
 from otl.formats.stacked import BETWEEN, apart
 from otl.methods.targets import layers
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 DIFFUSERS_HEADER = "lora_adapter_metadata"  # JSON: "unet.lora_alpha", "unet.alpha_pattern", ...
 PEFT_CONFIG = "adapter_config.json"
 PEFT_ROOT = "base_model.model."  # what PEFT puts before the names of layers
+ARGUMENTS = "ss_network_args"  # JSON of kohya's and LyCORIS's header
+PATTERN_SECONDS = 1.0  # a pattern of PEFT's may take at one layer; some take longer than the universe has been there
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -62,10 +65,10 @@ def continued(module: DiffusionModule, path: Path, accepted: Collection[str]) ->
             settings = settings_of(header, peft if named and peft.is_file() else None)
             apply_strengths(gathered, settings, names_in(tensors, known))
         state = {part: apart(of_part) for part, of_part in gathered.items()}
+        frozen = has_magnitudes(state) and parsed(header.get(ARGUMENTS) or "{}", ARGUMENTS).get(LENGTHS) == FROZEN
     except SettingsError as error:
         raise SettingsError(f"method.from_file={path}: {error}") from error
     check_kind(state, path, accepted)
-    frozen = json.loads(header.get("ss_network_args") or "{}").get(LENGTHS) == FROZEN
     return {part: fitted(module.part(part), part, of_part, path, frozen) for part, of_part in state.items()}
 
 
@@ -106,8 +109,14 @@ def check_kind(state: AdapterState, path: Path, accepted: Collection[str]) -> No
 def settings_of(header: dict[str, str], peft: Path | None) -> dict[str, Any]:
     """PEFT's settings beside the weights: "lora_alpha", ..., with the part before them where diffusers wrote them."""
     if DIFFUSERS_HEADER in header:
-        return dict(json.loads(header[DIFFUSERS_HEADER]))
-    return dict(json.loads(peft.read_text(encoding="utf-8"))) if peft is not None else {}
+        return parsed(header[DIFFUSERS_HEADER], DIFFUSERS_HEADER)
+    return parsed(peft.read_bytes(), peft.name) if peft is not None else {}
+
+
+def has_magnitudes(state: AdapterState) -> bool:
+    """Whether some layer is a DoRA's."""
+    layers_of_all = [layer for of_part in state.values() for layer in of_part.values()]
+    return any(isinstance(layer, LoraLayer) and layer.magnitude is not None for layer in layers_of_all)
 
 
 def names_in(tensors: Iterable[str], owners: dict[str, tuple[str, str]]) -> dict[tuple[str, str], str]:
@@ -133,19 +142,38 @@ def apply_strengths(state: AdapterState, settings: dict[str, Any], names: dict[t
         if usual is None:
             continue
         for path, layer in of_part.items():
-            alpha = float(by_peft(own.get("alpha_pattern"), names[part, path], usual))
+            alpha = by_peft(own, "alpha_pattern", names[part, path], usual)
             if isinstance(layer, LokrLayer) and rank_of(layer) is None and layer.w1 is not None:
                 # Only PEFT multiplies a LoKr without a rank by alpha / rank.
-                layer.w1 = layer.w1 * (alpha / by_peft(own.get("rank_pattern"), names[part, path], own["r"]))
+                layer.w1 = layer.w1 * (alpha / by_peft(own, "rank_pattern", names[part, path], own.get("r")))
             elif not isinstance(layer, OftLayer):
                 rank = rank_of(layer)
                 assert rank is not None
                 layer.alpha = alpha * math.sqrt(rank) if own.get("use_rslora") else alpha
 
 
-def by_peft(patterns: dict[str, float] | None, name: str, usual: float) -> float:
-    """The value of the first pattern that means a layer, by PEFT's own rule; the usual one where none does."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", name)), usual)
+def by_peft(settings: dict[str, Any], patterns: str, name: str, usual: Any) -> float:
+    """The value of the first pattern that means a layer, by PEFT's own rule; the usual one where none does.
+
+    Args:
+        patterns: which of the settings has them.
+
+    Raises:
+        SettingsError: a pattern is none or takes for ever, or a value is no number above 0.
+    """
+    try:
+        found = next((value for key, value in (settings.get(patterns) or {}).items() if means(key, name)), usual)
+    except (AttributeError, regex.error, TimeoutError) as error:
+        raise SettingsError(f"PEFT's {patterns} is none that can be read ({error})") from error
+    value = number(f"by PEFT's settings {patterns.partition('_')[0]} of {name}", found)
+    if value <= 0:
+        raise SettingsError(f"by PEFT's settings {patterns.partition('_')[0]} of {name} is {value:g}, not above 0")
+    return value
+
+
+def means(pattern: str, name: str) -> bool:
+    """Whether a pattern of PEFT's means a layer."""
+    return regex.match(rf"(.*\.)?({pattern})$", name, timeout=PATTERN_SECONDS) is not None
 
 
 def fitted(

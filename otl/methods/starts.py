@@ -48,6 +48,8 @@ def count(module: DiffusionModule, each: Spec, loaded: dict[str, Tensor] | None)
         found = len(next(iter(loaded.values())))
         if each.vectors not in (None, found):
             raise SettingsError(f"{key}.vectors={each.vectors}: {each.file} has {found}; leave vectors out")
+        if found > (room := vocabulary.room(module)):
+            raise SettingsError(f"{key}.file={each.file} has {found} vectors: a prompt has room for {room} tokens")
         return found
     if is_skeleton(module):  # a skeleton has no tokenizer to ask, and a few rows more or less change no plan
         return each.vectors or len((each.init or "*").split())
@@ -58,7 +60,7 @@ def count(module: DiffusionModule, each: Spec, loaded: dict[str, Tensor] | None)
     count = each.vectors or len(words) or 1
     if len(words) > count:
         log.warning(f"{key}.init={each.init!r} takes {len(words)} tokens: the first {count} are used")
-    if count > (room := tokenizer.model_max_length - 2):
+    if count > (room := vocabulary.room(module)):
         raise SettingsError(f"{key}.vectors={count}: a prompt has room for {room} tokens")
     if vocabulary.knows(tokenizer, each.placeholder):
         log.warning(

@@ -24,6 +24,11 @@ def tokenizer(module: DiffusionModule, encoder: str) -> Any:
     return getattr(module.pipeline, tokenizer_name(encoder))
 
 
+def room(module: DiffusionModule) -> int:
+    """Tokens between those that begin and end a prompt, by the first text encoder's tokenizer."""
+    return tokenizer(module, module.text_encoders[0]).model_max_length - 2
+
+
 def table(part: Any) -> Tensor:
     """[V, D] a text encoder's vocabulary."""
     return part.get_input_embeddings().weight

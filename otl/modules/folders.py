@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from otl.config import SettingsError
 from otl.formats.files import refuse_packed
+from otl.formats.objects import parsed
 from otl.formats.stored import shards
 from otl.registry import plugin_packages
 from otl.trust import below
@@ -76,13 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise SettingsError(f"model.checkpoint={path.parent}: the folder has no {path.name}. {HOW}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SettingsError(f"model.checkpoint={path.parent}: {path.name} is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise SettingsError(f"model.checkpoint={path.parent}: {path.name} holds no settings by name")
-    return found
+    return parsed(path.read_bytes(), f"model.checkpoint={path.parent}: {path.name}")
 
 
 def said(error: Exception) -> str:

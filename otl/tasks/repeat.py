@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from otl.check import require
 from otl.config import Settings, SettingsError
 from otl.formats.files import listed
+from otl.formats.objects import parsed
 from otl.tasks import manifest
 from otl.tasks.run import build_data, build_skeleton, plain, run_dir
 from otl.tasks.train import train
@@ -63,10 +64,10 @@ def read(path: Path) -> dict[str, Any]:
         SettingsError: it is none, or one of an earlier version.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        record = parsed(path.read_bytes(), f"manifest={path}: cannot be read: it")
+    except OSError as error:
         raise SettingsError(f"manifest={path}: cannot be read ({error}); give the manifest.json of a run") from error
-    missing = [name for name in NEEDED if not isinstance(record, dict) or name not in record]
+    missing = [name for name in NEEDED if name not in record]
     if missing:
         raise SettingsError(f"manifest={path}: no manifest of a run: {listed(missing)} are not in it")
     return record

@@ -76,6 +76,10 @@ REFUSED = [
     ({"emb_params": ROWS}, ONE, {"widths": {"text_encoder": 8}}, "takes vectors of 8 numbers"),
     ({"emb_params": ROWS}, ONE, {"output": True}, "no output vectors under emb_params"),
     ({"clip_l": ROWS, "clip_g": ROWS[:2]}, TWO, {}, "different numbers of vectors"),
+    ({"emb_params": ROWS[:0]}, ONE, {}, r"no vectors: emb_params \[0, 4\]"),
+    ({"emb_params": ROWS / 0}, ONE, {}, "emb_params holds NaN or infinity"),
+    ({"emb_params": ROWS.int()}, ONE, {}, "emb_params holds int32, not real numbers"),
+    ({"emb_params": ROWS.to(torch.complex64)}, ONE, {}, "emb_params holds complex64, not real numbers"),
     ({"x": ROWS, "y": ROWS}, ONE, {}, r"the file holds x \[3, 4\], y \[3, 4\]"),
 ]
 
@@ -135,7 +139,19 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path):
             read(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", [[ROWS], {}, {"step": 3}, {"string_to_param": {"*": 1}}])
+OTHERS = [
+    [ROWS],
+    {},
+    {"step": 3},
+    {"string_to_param": {"*": 1}},
+    {"string_to_param": ROWS},
+    {"string_to_param": None},
+    {"*": ROWS.to_sparse()},
+    {"*": torch.empty(3, 4, device="meta")},
+]
+
+
+@pytest.mark.parametrize("content", OTHERS)
 def test_a_file_of_something_else_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(SettingsError, match="not an embedding"):

@@ -226,6 +226,53 @@ def test_a_bin_of_more_than_tensors_one_cut_off_and_one_that_fills_the_memory_ar
     refused(sd15_folder, file, r"says it holds 160\d{8} bytes, and the file has \d+")
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "adapter_config.json is not JSON"),
+        ("[" * 10**5, "adapter_config.json is not JSON"),
+        ("[1]", "adapter_config.json holds no settings by name"),
+        ('{"lora_alpha": "x"}', "alpha of .* is x, not a finite number"),
+        ('{"lora_alpha": NaN}', "alpha of .* is nan, not a finite number"),
+        ('{"lora_alpha": -1}', "alpha of .* is -1, not above 0"),
+        ('{"lora_alpha": 3, "alpha_pattern": [1]}', "alpha_pattern is none that can be read"),
+        ('{"lora_alpha": 3, "alpha_pattern": {"(": 1}}', "alpha_pattern is none that can be read"),
+        (
+            '{"lora_alpha": 3, "alpha_pattern": {"(.|.|.)*[A-Z]": 1}}',
+            "alpha_pattern is none that can be read .*timed out",
+        ),
+    ],
+)
+def test_broken_settings_of_peft_are_refused(sd15_folder, tmp_path, source, config, message, monkeypatch):
+    monkeypatch.setattr("otl.methods.continuing.PATTERN_SECONDS", 0.1)
+    layers_of_unet = live_state(source)["unet"].items()
+    weights = {f"base_model.model.{path}{end}": x for path, layer in layers_of_unet for end, x in sides(layer)}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(config)
+    refused(sd15_folder, tmp_path, rf"method\.from_file=.*{message}", parts={"denoiser": {}})
+
+
+def sides(layer):
+    return zip(PEFT, (layer.down, layer.up))
+
+
+def test_a_layer_in_two_spellings_is_refused(sd15_folder, tmp_path, source):
+    path, layer = next(iter(live_state(source)["unet"].items()))
+    again = {f"unet.{path}{end}": 2 * tensor for end, tensor in sides(layer)}
+    save_file(kohya(source) | again, tmp_path / "twice.safetensors")
+    refused(sd15_folder, tmp_path / "twice.safetensors", r"from_file=.*lora_A\.weight stands in it twice")
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]"])
+def test_a_dora_whose_header_does_not_tell_its_lengths_is_refused(sd15_folder, tmp_path, arguments):
+    source = trained(StableDiffusion, sd15_folder, Dora(rank=2, targets=["attn2.to_k"]))
+    tensors, header = read(source.export(tmp_path / "final"))
+    save_file(tensors, tmp_path / "odd.safetensors", header | {"ss_network_args": arguments})
+    refused(
+        sd15_folder, tmp_path / "odd.safetensors", "from_file=.*ss_network_args", method=Dora, parts={"denoiser": {}}
+    )
+
+
 @pytest.mark.parametrize("spelling", ["diffusers", "sgm"])
 @pytest.mark.parametrize(
     "method",

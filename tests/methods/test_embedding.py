@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from otl.config import LoraFormat, Output, SettingsError
 from otl.methods.embedding import Embedding
@@ -510,3 +510,13 @@ def test_a_plan_knows_output_vectors(family):
 def test_too_many_vectors_for_a_prompt_are_refused(folders):
     with pytest.raises(SettingsError, match="vectors=76: a prompt has room for 75 tokens"):
         taught("sd15", folders["sd15"], Embedding(embeddings={"cat": {"vectors": 76}}))
+
+
+def test_nor_are_those_of_a_file_taken(folders, tmp_path):
+    file = tmp_path / "many.safetensors"
+    save_file({"emb_params": torch.zeros(76, 32)}, file)
+    for step in ("build_skeleton", "configure_model"):
+        module = StableDiffusion(str(folders["sd15"]))
+        module.method = Embedding(embeddings={"cat": {"file": str(file)}})
+        with pytest.raises(SettingsError, match=r"file=.*many\.safetensors has 76 vectors: a prompt has room for 75"):
+            getattr(module, step)()

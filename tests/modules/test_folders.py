@@ -112,6 +112,7 @@ def test_shards_lie_beside_their_index(gift, file):
     ("file", "content", "text"),
     [
         ("model_index.json", "{", r"gift: model_index\.json is not JSON"),
+        ("model_index.json", "[" * 10**5, r"gift: model_index\.json is not JSON"),
         ("model_index.json", "[]", r"gift: model_index\.json holds no settings by name"),
         ("unet/config.json", "{", r"gift/unet: config\.json is not JSON"),
         ("unet/config.json", '{"in_channels": -4}', r"gift/unet/config\.json describes no UNet2DConditionModel"),
