@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from otl import outcomes
 from otl.apart import FORWARDED, apart, told
+from otl.callbacks.stops import at_once
 from otl.check import check, report, require, require_all
 from otl.config import Problem, RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import COMPOSING, compose_settings, explain, explain_flags
@@ -95,7 +96,9 @@ def run(cfg: DictConfig) -> None:
     require_all(harmful(OmegaConf.create({"hydra": HydraConfig.get()}).hydra))
     quiet_libraries()
     quiet_ranks()
-    hydra.utils.get_method(cfg.task._target_)(cfg, **options(cfg.task))
+    task = hydra.utils.get_method(cfg.task._target_)
+    with at_once():
+        task(cfg, **options(cfg.task))
 
 
 def one_of_many(cfg: DictConfig) -> None:

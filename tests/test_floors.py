@@ -11,7 +11,7 @@ import pytest
 from otl.config import PACKAGE
 
 FLOORS = [  # from the ground up; those on one floor do not import each other, but a module may import its own folder
-    {"sizes", "aliases", "apart", "config", "wording", "quiet", "epochs"},
+    {"sizes", "aliases", "apart", "config", "wording", "quiet", "epochs", "console"},
     {"agreement", "augmentation", "registry", "sources", "types", "rng", "outcomes", "urls", "moving"},
     {"signatures", "declared", "trust", "schedules", "noise", "timesteps", "cosine", "loss", "variational", "formats"},
     {
@@ -35,7 +35,7 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 WITHOUT_TORCH = (
     "aliases apart config augmentation registry wording quiet sources signatures declared sweeps trust ranges places "
     "conflicts check mistakes outcomes cli schedules urls "
-    "epochs choices overrides agreement sizes"
+    "epochs choices overrides agreement sizes console"
 ).split()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -220,9 +222,11 @@ class Loader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         if not self.num_workers and not self.pin_memory:  # the same by a shorter way: the dataset makes whole batches
             return in_turn(self.dataset, iter(self.sampler))
-        before = signal.getsignal(signal.SIGCHLD)
+        before, fresh = signal.getsignal(signal.SIGCHLD), self._iterator is None
         with deaths_told(self.num_workers):
             batches = super().__iter__()
+        if self.num_workers and fresh:
+            atexit.register(end_workers, weakref.ref(batches))
         if signal.getsignal(signal.SIGCHLD) is not before:
             # torch's would raise an error at whatever line the main process is just then, also while a step is written
             # down. Whoever asks for the next batch is told too.
@@ -232,6 +236,14 @@ class Loader(DataLoader[Batch]):
     def _told(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         with deaths_told(self.num_workers):
             yield from batches
+
+
+def end_workers(batches: weakref.ref[Any]) -> None:
+    """The processes of an iterator that is still there when this process exits, as an error's traceback keeps it: else
+    they are ended by SIGTERM, which `deaf` takes for a cluster's, and waited for. torch does so where it pins memory.
+    """
+    if (running := batches()) is not None:
+        running._shutdown_workers()
 
 
 def in_turn(dataset: Bucketed, requests: Iterator[Request]) -> Iterator[Batch]:
@@ -299,7 +311,7 @@ def options(workers: int, device: torch.device) -> dict[str, Any]:
 def deaf(_: int) -> None:
     """Ctrl-C reaches every process of the terminal, and a cluster's signals every process of the job; only the main one
     decides what they mean. Where it ends a worker that hangs, by SIGTERM, that has a minute left."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
 

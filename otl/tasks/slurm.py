@@ -9,7 +9,7 @@ import subprocess
 
 from omegaconf import DictConfig
 
-from otl.callbacks.stops import Stopped
+from otl.callbacks.stops import AtOnce, Stopped
 from otl.quiet import speaks
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def job() -> str | None:
     return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID")
 
 
-def requeue(settings: DictConfig, error: Stopped) -> None:
+def requeue(settings: DictConfig, error: Stopped | AtOnce) -> None:
     """Put the job back, where it will go on from what it has saved, or begin again where it was stopped before.
 
     Args:

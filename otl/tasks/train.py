@@ -22,7 +22,7 @@ from otl.callbacks.export import Export
 from otl.callbacks.hooks import Unprofiled, drop_empty
 from otl.callbacks.progress import track
 from otl.callbacks.sampling import Sampling
-from otl.callbacks.stops import Stopped, at_once
+from otl.callbacks.stops import AtOnce, Stopped, at_once
 from otl.callbacks.timing import due
 from otl.config import RunEnded, SettingsError
 from otl.datamodules.bucketed import BucketedDataModule, report, require_sound
@@ -38,7 +38,7 @@ from otl.tasks.run import build_data, build_module, build_skeleton, run_dir, tot
 log = logging.getLogger(__name__)
 
 
-@at_once()
+@at_once("the same line with resume=auto goes on from the newest checkpoint, or begins again where there is none")
 def train(settings: DictConfig, folder: Path | None = None) -> None:
     """Train, and write the file that comes out.
 
@@ -52,7 +52,7 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
     try:
         with named(folder, FAILING), alone(folder):
             run(settings, folder)
-    except Stopped as error:
+    except (Stopped, AtOnce) as error:
         slurm.requeue(settings, error)
         raise
 
@@ -245,8 +245,8 @@ def validate_by_steps(trainer: Trainer, every: int) -> None:
 
 
 def outcome(error: BaseException) -> str:
-    """What the record says of a run that an error has ended; a second Ctrl-C is a SystemExit to Lightning."""
-    return "interrupted" if isinstance(error, Stopped | SystemExit) else type(error).__name__
+    """What the record says of a run that an error has ended."""
+    return "interrupted" if isinstance(error, Stopped | AtOnce) else type(error).__name__
 
 
 def said_end(settings: DictConfig) -> str:

@@ -1,3 +1,4 @@
+import atexit
 import itertools
 import multiprocessing
 import os
@@ -129,9 +130,22 @@ def test_workers_leave_it_to_the_main_process_what_a_signal_means(cached):
     batches = iter(loader)
     first = [next(batches) for _ in range(2)]  # both workers are past their start
     for worker in multiprocessing.active_children():
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             os.kill(worker.pid, number)
     assert all_same([*first, *batches], epoch(filled(cached).train_dataloader(), 0))
+
+
+def test_workers_end_with_a_process_that_exits_in_the_middle_of_an_epoch(cached):
+    """Where an error's traceback still holds the iterator; by SIGTERM they would end a minute later."""
+    child = os.fork()
+    if child == 0:
+        atexit._clear()
+        signal.alarm(30)
+        batches = iter(filled(cached, workers=1).train_dataloader())
+        next(batches)
+        atexit._run_exitfuncs()
+        os._exit(len(multiprocessing.active_children()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("seen", [1, 4])  # of the 4 batches of an epoch, when it dies

@@ -357,7 +357,7 @@ class Asked(Callback):
 def test_a_signal_before_the_first_step_ends_the_run_at_once(run, tmp_path):
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        with pytest.raises(Stopped, match="stopped by SIGUSR1 outside of the steps"):
+        with pytest.raises(Stopped, match="stopped by SIGUSR1 at once; the same line with resume=auto"):
             run("run", f"callbacks.asked._target_={__name__}.Asked")
     finally:
         signal.signal(signal.SIGUSR1, before)
