@@ -21,7 +21,7 @@ from otl.tasks import classes, contact, disk, memory
 from otl.tasks.advice import advise
 from otl.tasks.fates import of_images, warning
 from otl.tasks.precision import choose
-from otl.tasks.run import build_skeleton, data_options, run_dir
+from otl.tasks.run import build_skeleton, data_options, run_dir, try_optimizer
 from otl.tasks.tables import show
 from otl.tasks.texts import Called, cut_off
 from otl.types import Problem, Sample, Size
@@ -39,6 +39,7 @@ def plan(settings: DictConfig, *, sheet_pages: int = 20) -> None:
         SettingsError: the run would not start; the plan is printed first.
     """
     module = build_skeleton(settings)
+    try_optimizer(module)
     coming = classes.undrawn(settings, module.data_resolution)
     scanned = as_drawn(settings, module, coming)
     made, problems = make(settings, scanned=scanned, module=module)

@@ -257,3 +257,9 @@ def test_a_plan_says_that_the_disk_has_no_room(settings, sd15_folder, photos, tm
     line = [f"model.checkpoint={sd15_folder}", f"data.path={photos}", "data.broken_images=skip", "logger=none"]
     with pytest.raises(SettingsError, match=r"^hydra\.run\.dir: .* make room"):
         plan.plan(settings(*line), sheet_pages=0)
+
+
+def test_a_plan_says_what_the_optimizers_library_refuses(settings, sd15_folder, photos):
+    line = [f"model.checkpoint={sd15_folder}", f"data.path={photos}", "logger=none"]
+    with pytest.raises(SettingsError, match=r"optimizer: torch\.optim\.AdamW says: .*fused.*foreach"):
+        plan.plan(settings(*line, "+optimizer.fused=true", "+optimizer.foreach=true"))
