@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from otl.config import LossWeight, Sampler, SettingsError, TimestepSpacing
 
@@ -11,6 +13,10 @@ ONE_STEP = (  # samplers that also say what the picture would be, which PixArt's
     *(Sampler.ddim, Sampler.ddpm, Sampler.euler, Sampler.euler_a),
     *("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
 )
+
+
+MOST_LAYERS = 1_000  # of a block, or blocks of a network
+MOST = 2**20  # of channels, words of a vocabulary and all else that is counted
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,26 @@ class Schedule:
     discrete: bool  # whether it has timesteps of its own, among which a sampler chooses
     pure: bool  # whether nothing of the picture is left at the last one: zero terminal SNR, a flow
     karras: bool = False  # whether the checkpoint asks for the noise levels of https://arxiv.org/abs/2206.00364
+
+
+def require_size(config: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a network that nobody has: it would be built for ever, or fill the memory.
+
+    Args:
+        config: of the network.
+        where: it lies.
+
+    Raises:
+        SettingsError: it has more layers, channels or anything else that is counted.
+    """
+    for name, value in config.items():
+        most = MOST_LAYERS if re.search("layers|blocks", name) else MOST
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and number > most:
+                raise SettingsError(
+                    f"model.checkpoint={where}: asks for {name}={number}, and no network has more than {most}: the "
+                    "file is damaged or made to do harm; give another checkpoint"
+                )
 
 
 def require_prediction(prediction: str, accepted: Sequence[str], *, zero_snr: bool | None, family: str) -> None:

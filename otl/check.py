@@ -16,6 +16,7 @@ from otl.conflicts.data import of_data
 from otl.conflicts.method import of_method
 from otl.conflicts.model import of_model
 from otl.conflicts.objective import of_objective
+from otl.conflicts.sources import of_sources
 from otl.conflicts.training import of_training
 from otl.places import of_places
 from otl.ranges import out_of_range
@@ -99,7 +100,8 @@ def check(cfg: DictConfig) -> list[Problem]:
     problems += _unless_known([*out_of_range(settings), *not_chosen(settings)], problems)
     data = settings.get("data") or {}
     found = [*of_objective(settings), *without_effect(data), *of_places(settings)]
-    problems += _unless_known([*found, *of_data(data), *of_training(settings)], problems)
+    found += [*of_data(data), *of_sources(settings), *of_training(settings)]
+    problems += _unless_known(found, problems)
     if not any(problem.key.startswith(("method", "model")) for problem in problems):  # else they have no types to trust
         problems += of_method(settings)
     known = {problem.key for problem in problems}

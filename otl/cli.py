@@ -33,7 +33,7 @@ from otl.check import check, report, require, require_all
 from otl.config import Problem, RunEnded, SettingsError, conf_dir, register
 from otl.mistakes import COMPOSING, compose_settings, explain, explain_flags
 from otl.outcomes import Outcome
-from otl.overrides import misread, of_hydra
+from otl.overrides import misread, of_hydra, of_ranks
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
 from otl.sweeps import groups_in, jobs, parted, queued, unswept
@@ -234,7 +234,7 @@ def check_line(arguments: Sequence[str]) -> None:
     for overrides in known:
         settings, hydra_settings = composed(overrides, **where)
         plain: Any = OmegaConf.to_container(hydra_settings, resolve=False)
-        require_all(list(of_hydra(plain)))
+        require_all([*of_hydra(plain), *of_ranks(plain, task_of(settings), sweeps=line.multirun)])
         sweeper = str(plain["sweeper"].get("_target_"))
         problems = [*unswept(line.overrides, sweeper), *misread(overrides, settings), *check(settings)]
         listed = {problem.message for problem in problems}  # Hydra repeats the line in its own settings
@@ -244,6 +244,12 @@ def check_line(arguments: Sequence[str]) -> None:
         settings, hydra_settings = composed(same, **where)
         rest: Any = OmegaConf.to_container(settings, resolve=False)
         require_all(harmful(hydra_settings, swept | rest))
+
+
+def task_of(settings: DictConfig) -> str | None:
+    """The `_target_` of the task; None where none is chosen."""
+    task = settings._get_node("task")
+    return task.get("_target_") if isinstance(task, DictConfig) and task else None
 
 
 def composed(overrides: Sequence[str], **where: Any) -> tuple[DictConfig, DictConfig]:

@@ -14,6 +14,10 @@ PACKAGE = Path(__file__).resolve().parent
 ARCHIVES = (".tar", ".zip")  # what data.path may be besides a folder
 TABLES = (".parquet", ".arrow")
 MANIFESTS = (".jsonl", ".ndjson", ".csv", ".tsv")
+PICTURES = tuple(
+    ".png .apng .jpg .jpeg .jpe .jfif .webp .avif .avifs .gif .bmp .dib .tif .tiff .jp2 .j2k .j2c .jpc .jpf .jpx "
+    ".tga .psd .dds .qoi .pcx .sgi .ico .ppm .pgm .pbm .pnm .pfm".split()
+)
 Options = TypeVar("Options")
 
 
@@ -30,6 +34,13 @@ class Problem:
     fatal: bool = True
     details: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)  # files that are not trained on for it, and why
+
+
+def as_problem(error: SettingsError) -> Problem:
+    """Of an error that names one setting first: `key: what is wrong`, or `key=value: what is wrong`."""
+    key, _, message = str(error).partition(": ")
+    key, _, value = key.partition("=")
+    return Problem(key, f"{value}: {message}" if value else message)
 
 
 class RunEnded(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from otl.wording import show
 
 GROUPS = {"task", "model", "method", "optimizer", "scheduler", "data", "trainer", "logger", "experiment"}
 GROUPS |= {"captioner", "masker"}
+TRAINING = {f"otl.tasks.{name}.{name}" for name in ("train", "repeat")}  # tasks that several processes share
 
 
 def misread(overrides: Sequence[str], settings: DictConfig) -> Iterator[Problem]:
@@ -49,6 +51,22 @@ def of_hydra(hydra: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("hydra.verbose", f"{show(hydra.get('verbose'))} is not accepted: must be true, false or a list")
     if hydra["run"]["dir"] == "":
         yield Problem("hydra.run.dir", "nothing is given: give the run's folder")
+
+
+def of_ranks(hydra: dict[str, Any], task: Any, *, sweeps: bool) -> Iterator[Problem]:
+    """Processes that were started together, of which each would name the run's folder by its own clock.
+
+    Args:
+        hydra: the node `hydra` as plain dicts and lists.
+        task: its `_target_`.
+        sweeps: whether there are several jobs.
+    """
+    kind = "sweep" if sweeps else "run"
+    started_outside = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if started_outside and task in TRAINING and "${now:" in str(hydra[kind]["dir"]):
+        key = f"hydra.{kind}.dir"
+        message = "processes that are started from outside, by torchrun or a cluster, need one folder for all"
+        yield Problem(key, f"is not set: {message}; add {key}=FOLDER")
 
 
 def _is_switch(settings: DictConfig, key: str) -> bool:

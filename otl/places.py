@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from otl.config import ARCHIVES, MANIFESTS, TABLES, Problem, assets_dir
+from otl.config import ARCHIVES, MANIFESTS, TABLES, Problem, SettingsError, as_problem, assets_dir
+from otl.formats.objects import parsed
 from otl.signatures import Unknown
 from otl.urls import hub_hint, is_place, is_url, looks_like_path, unreadable
 from otl.wording import counted, flat, meant, show
@@ -34,6 +35,7 @@ NAMED = {  # what names a file, a folder or a place on the hub: nothing is none 
     "resume": "a checkpoint, auto or null",
 }
 CAPTION, MASK, REPEAT = (f"otl.tasks.{name}.{name}" for name in ("caption", "mask", "repeat"))
+NEEDED = ("settings", "versions", "machine", "images", "masks", "folder")  # of a manifest, to repeat its run
 SOCKET = len("/pymp-12345678/listener-12345678")  # what multiprocessing calls one
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes; torch's loader would wait for ever beyond it
 
@@ -72,9 +74,9 @@ def of_places(settings: dict[str, Any]) -> Iterator[Problem]:
     name = (settings.get("output") or {}).get("name")
     if isinstance(name, str) and name and (Path(name).name != name or name.startswith(".")):
         yield Problem("output.name", f"{name!r} is no plain file name: results stay in the run's folder, hydra.run.dir")
-    resume = settings.get("resume")
-    if isinstance(resume, str) and resume not in ("", "auto") and not Path(resume).expanduser().exists():
-        yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
+    yield from _check_resume(settings.get("resume"))
+    if task in DATA_TASKS and data.get("cache") is not False:
+        yield from _check_cache_folder(data.get("cache_dir"))
     yield from _check_manifest(settings.get("manifest"), repeats=task == REPEAT)
 
 
@@ -90,6 +92,32 @@ def _check_temporary(workers: Any) -> Iterator[Problem]:
         yield Problem("data.workers", message)
 
 
+def _check_resume(resume: Any) -> Iterator[Problem]:
+    """The checkpoint to go on from, or the folder that has some."""
+    if not isinstance(resume, str) or resume in ("", "auto"):
+        return
+    path = Path(resume).expanduser()
+    if not path.exists():
+        yield Problem("resume", f"{resume} does not exist: give a checkpoint, auto (the run's newest) or null")
+    elif path.is_dir() and not any(path.glob("*.ckpt")):
+        close = any(path.glob("checkpoints/*.ckpt"))
+        hint = f"; did you mean {path / 'checkpoints'}?" if close else ": give a checkpoint, or the folder of some"
+        yield Problem("resume", f"{resume} has no checkpoint in it{hint}")
+
+
+def _check_cache_folder(folder: Any) -> Iterator[Problem]:
+    """Where the cache is to be made."""
+    if not isinstance(folder, str) or not folder:
+        return
+    path = Path(folder).expanduser().absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    ways = "choose another folder, or set data.cache=false"
+    if not there.is_dir():
+        yield Problem("data.cache_dir", f"{folder}: {there} is a file, and no folder can be made of it; {ways}")
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield Problem("data.cache_dir", f"{folder}: {there} cannot be written by this user; {ways}")
+
+
 def _check_canvases(sample: dict[str, Any]) -> Iterator[Problem]:
     """The pictures that are painted in."""
     for key in ("image", "mask"):
@@ -101,6 +129,19 @@ def _check_canvases(sample: dict[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"sample.{key}", f"{show(path)} is not accepted: give a path, or a list of paths")
             elif not Path(path).expanduser().is_file():
                 yield Problem(f"sample.{key}", f"{path}: there is no such file")
+            elif not _is_picture(Path(path).expanduser()):
+                yield Problem(f"sample.{key}", f"{path}: is no picture that can be read; give another one")
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file's header is one of an image."""
+    from PIL import Image  # only here: few runs paint in pictures
+
+    try:
+        with Image.open(path):
+            return True
+    except OSError:
+        return False
 
 
 def _check_named(settings: dict[str, Any]) -> Iterator[Problem]:
@@ -174,6 +215,31 @@ def _check_manifest(manifest: Any, *, repeats: bool) -> Iterator[Problem]:
         yield Problem("manifest", f"{show(manifest)} would have no effect: it needs task=repeat")
     elif isinstance(manifest, str) and not Path(manifest).expanduser().is_file():
         yield Problem("manifest", f"{manifest} does not exist: give the manifest.json of a run")
+    elif isinstance(manifest, str):
+        try:
+            recorded(Path(manifest).expanduser())
+        except SettingsError as error:
+            yield as_problem(error)
+
+
+def recorded(manifest: Path) -> dict[str, Any]:
+    """What is written of a run.
+
+    Raises:
+        SettingsError: nothing is, or by an earlier version.
+    """
+    try:
+        record = parsed(manifest.read_bytes(), f"manifest={manifest}: cannot be read: it")
+    except OSError as error:
+        message = f"manifest={manifest}: cannot be read ({error}); give the manifest.json of a run"
+        raise SettingsError(message) from error
+    missing = [name for name in NEEDED if name not in record]
+    if missing:
+        raise SettingsError(
+            f"manifest={manifest}: no manifest of a run: {', '.join(missing)} are not in it; give the manifest.json of "
+            "a run"
+        )
+    return record
 
 
 def _check_source(key: str, text: str) -> list[Problem]:

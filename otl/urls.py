@@ -23,6 +23,7 @@ PACKAGES = {  # protocol -> the package that fsspec needs for it, and how to get
 # Protocols by which a table may name images: others open files of this machine, log in elsewhere with its keys, or
 # write what they fetch to its disk.
 LISTED = (*PACKAGES, "memory")
+NAMED = {"hf": "datasets/OWNER/NAME", "http": "HOST/FILE", "https": "HOST/FILE"}  # of others a bucket
 HUB = re.compile(r"[\w-]+/[\w.-]+")  # how the hub names a dataset
 
 
@@ -54,10 +55,13 @@ def unlisted(url: str) -> str:
 
 
 def unreadable(url: str) -> str | None:
-    """Why nothing can be read from there: an unknown protocol, or a package that is not installed; None: it can."""
+    """Why nothing can be read from there; None: it can, as far as the URL and what is installed tell."""
     import fsspec  # only here: most runs read folders
 
-    protocol = url.partition("://")[0]
+    protocol, _, rest = url.partition("://")
+    if protocol in PACKAGES and not rest.partition("/")[0]:
+        what = NAMED.get(protocol, "BUCKET/FOLDER")
+        return f"it names nothing: give {protocol}://{what}"
     package, install = PACKAGES.get(protocol, (None, ""))
     if package is not None:
         return None if find_spec(package) else f"{protocol}:// needs {package}, which is not installed; {install}"

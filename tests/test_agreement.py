@@ -1,9 +1,11 @@
 """What goes together of prediction, schedule, loss weight, noise and samplers."""
 
+import json
+
 import pytest
 
 from otl import agreement
-from otl.config import LossWeight, Sampler, SettingsError, TimestepSpacing
+from otl.config import LossWeight, Sampler, SettingsError, TimestepSpacing, assets_dir
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -97,3 +99,18 @@ def test_cascades_draw_with_decoders_in_steps_of_theirs():
         agreement.require_decoder(None)
     with refused("sample.width=1000: "):
         agreement.require_sides(None, 1000, step=128)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_layers", 1001), ("num_attention_heads", 2**20 + 1), ("block_out_channels", [320, 2**21])]
+)
+def test_networks_have_no_more_than_any_network_has(name, value):
+    with pytest.raises(SettingsError, match=rf"^model\.checkpoint=a/config\.json: asks for {name}="):
+        agreement.require_size({name: value}, where="a/config.json")
+
+
+def test_the_networks_that_ship_are_no_larger():
+    configs = sorted((assets_dir() / "configs").glob("*/*/config.json"))
+    assert len(configs) > 30
+    for path in configs:
+        agreement.require_size(json.loads(path.read_text(encoding="utf-8")), where=str(path))

@@ -7,10 +7,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from otl.check import check, require
-from otl.config import SettingsError
+from otl.config import SettingsError, assets_dir
 from otl.signatures import signature
 from tests.commands import write_plugin
 
+PICTURE = assets_dir() / "quickstart" / "00000.png"
 TOY = """
 from __future__ import annotations
 from dataclasses import dataclass
@@ -259,8 +260,8 @@ def test_a_number_with_a_meaning_of_its_own_is_accepted_beside_the_range(setting
         ([f"inpaint.{form}=0" for form in ("boxes", "brushes", "ellipses", "whole")], "inpaint.whole", "all 0"),
         (["data.mask_folder=no/where"], "data.mask_folder", "does not exist"),
         (["inpaint.masks=files", "inpaint.boxes=1"], "inpaint.boxes", "needs inpaint.masks=generated or both"),
-        (["sample.image=no.png", f"sample.mask={__file__}"], "sample.image", "no.png: there is no such file"),
-        (["sample.mask=[3]", f"sample.image={__file__}"], "sample.mask", "3 is not accepted"),
+        (["sample.image=no.png", f"sample.mask={PICTURE}"], "sample.image", "no.png: there is no such file"),
+        (["sample.mask=[3]", f"sample.image={PICTURE}"], "sample.mask", "3 is not accepted"),
     ],
 )
 def test_masks_that_cannot_be_made_are_refused(settings, lines, key, text):
@@ -269,7 +270,6 @@ def test_masks_that_cannot_be_made_are_refused(settings, lines, key, text):
 
 
 def test_settings_of_masks_that_make_sense_are_accepted(settings, tmp_path):
-    (tmp_path / "a.png").write_bytes(b"")
     masks = [
         "model=sd15_inpaint",
         "inpaint.masks=both",
@@ -283,8 +283,8 @@ def test_settings_of_masks_that_make_sense_are_accepted(settings, tmp_path):
                 "data.path=.",
                 "model=sd15_inpaint",
                 *masks,
-                f"sample.image=[{tmp_path}/a.png]",
-                f"sample.mask={tmp_path}/a.png",
+                f"sample.image=[{PICTURE}]",
+                f"sample.mask={PICTURE}",
             )
         )
         == []

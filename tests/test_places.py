@@ -1,10 +1,16 @@
+import os
 import socket
 import tempfile
 
 import pytest
+from PIL import Image
 
 from otl.check import check
 from otl.places import LONGEST_SOCKET, NAMED, SOCKET
+
+
+def told(cfg):
+    return {each.key: each.message for each in check(cfg)}
 
 
 @pytest.mark.parametrize(("spare", "workers", "told"), [(0, 2, False), (-1, 2, True), (-1, 0, False)])
@@ -57,3 +63,47 @@ def test_weights_that_are_to_lie_on_a_disk_lie_there(settings, lines, key):
 )
 def test_a_plan_needs_no_weights_and_the_hub_has_others(settings, lines):
     assert check(settings("data.path=.", *lines)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "cannot be read"), ("[]", "holds no settings by name"), ('{"settings": {}}', "versions, machine, images")],
+)
+def test_what_is_no_manifest_is_not_repeated(settings, tmp_path, content, said):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(content)
+    assert said in told(settings("task=repeat", f"manifest={manifest}"))["manifest"]
+
+
+def test_a_cache_is_not_made_where_there_is_a_file(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    below = f"data.cache_dir={tmp_path / 'file' / 'cache'}"
+    message = told(settings("data.path=.", below))["data.cache_dir"]
+    assert f"{tmp_path / 'file'} is a file" in message and "data.cache=false" in message
+    assert told(settings("data.path=.", below, "data.cache=false")) == {}
+    assert told(settings("data.path=.", f"data.cache_dir={tmp_path / 'new' / 'cache'}")) == {}
+
+
+def test_a_cache_is_not_made_where_this_user_may_not_write(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may, whatever the mode says
+    message = told(settings("data.path=.", f"data.cache_dir={tmp_path / 'cache'}"))["data.cache_dir"]
+    assert f"{tmp_path} cannot be written" in message
+
+
+def test_a_run_goes_on_from_a_folder_with_checkpoints_alone(settings, tmp_path):
+    resume = f"resume={tmp_path}"
+    assert "no checkpoint in it: give" in told(settings("data.path=.", resume))["resume"]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000001.ckpt").write_text("")
+    assert f"did you mean {tmp_path / 'checkpoints'}?" in told(settings("data.path=.", resume))["resume"]
+    assert told(settings("data.path=.", f"{resume}/checkpoints")) == {}
+
+
+def test_a_picture_to_paint_in_can_be_read(settings, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    line = ["data.path=.", "model=sd15_inpaint", "sample.prompts=[a]", f"sample.mask={tmp_path / 'good.png'}"]
+    assert told(settings(*line, f"sample.image={tmp_path / 'good.png'}")) == {}
+    assert (
+        "no picture that can be read" in told(settings(*line, f"sample.image={tmp_path / 'bad.png'}"))["sample.image"]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from otl.cli import check_line, spelled_out
 from otl.config import Data, SettingsError, conf_dir
+from otl.places import NEEDED
 from otl.signatures import signature
 from tests.commands import ROOT
 
@@ -51,9 +54,14 @@ def test_a_line_composes_and_passes_the_check(line: str, tmp_path: Path, monkeyp
     for folder in FOLDER.findall(line):
         if not {"*", ":"} & set(folder):  # patterns and URLs are looked up later
             (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "metadata.csv").touch()
     for file in FILE.findall(line):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
+        if file.endswith(".png"):
+            Image.new("RGB", (8, 8)).save(tmp_path / file)
+        if file.endswith("manifest.json"):
+            (tmp_path / file).write_text(json.dumps(dict.fromkeys(NEEDED)))
     for weights in WEIGHTS.findall(line):
         (tmp_path / weights).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / weights).touch()

@@ -222,11 +222,15 @@ def _concepts(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: each for name, each in (data.get("concepts") or {}).items() if isinstance(each, dict)}
 
 
+def all_captions(data: dict[str, Any]) -> dict[str, Options]:
+    """Name of a group of options -> them, complete: of `data.path` and of the concepts."""
+    found = {"data.captions": DEFAULTS | _common(data)} if data.get("path") else {}
+    return found | {f"data.concepts.{name}.captions": each for name, each in merged_captions(data).items()}
+
+
 def prompts_read(data: dict[str, Any]) -> dict[str, bool]:
     """Options of captions by their name -> whether prompts are among the sources."""
-    found = {"data.captions": DEFAULTS | _common(data)} if data.get("path") else {}
-    found |= {f"data.concepts.{name}.captions": each for name, each in merged_captions(data).items()}
-    return {key: "prompt" in options["sources"] for key, options in found.items()}
+    return {key: "prompt" in options["sources"] for key, options in all_captions(data).items()}
 
 
 def _own(concept: dict[str, Any]) -> Options:

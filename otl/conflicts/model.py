@@ -14,15 +14,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from otl import agreement
-from otl.config import Inpaint, Problem, SampleOptions, Sampler, SettingsError, assets_dir
+from otl.config import Inpaint, Problem, SampleOptions, Sampler, SettingsError, as_problem, assets_dir
 from otl.datamodules import shapes
 from otl.declared import declared, descends, written_in
-from otl.methods import forms
+from otl.methods import forms, specs
 from otl.sources import Unclear
 
 CASCADE = "otl.modules.cascaded.CascadedModule"
 NO_FP16 = "otl.modules.stable_cascade.StableCascade"
 INPAINT = "otl.methods.inpaint.Inpaint"
+SCHEDULER = "scheduler_config.json"
 MASKED_CHANNELS = 9  # of a denoiser that is fed a mask and the masked picture
 PLANNED = {f"otl.tasks.{name}.{name}" for name in ("train", "plan")}  # tasks that build the model to train it
 
@@ -45,9 +46,8 @@ class Model:
         whole = (folder / "model_index.json").is_file() and not descends(self.target, CASCADE)
         return folder if whole else assets_dir() / "configs" / (self.settings.get("config") or self.config_name)
 
-    def config(self, part: str) -> dict[str, Any]:
-        """The config of a network, or of the scheduler. Raises Unclear: there is none."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    def config(self, part: str, name: str = "config.json") -> dict[str, Any]:
+        """The config of a network, or another file of its folder. Raises Unclear: there is none."""
         try:
             found: dict[str, Any] = json.loads((self.folder / part / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -55,11 +55,16 @@ class Model:
         return found
 
     @cached_property
+    def room(self) -> int:
+        """Tokens of a prompt, its ends aside. Raises Unclear: there is no tokenizer of that name."""
+        return self.prompt_tokens or self.config("tokenizer", "tokenizer_config.json")["model_max_length"] - 2
+
+    @cached_property
     def schedule(self) -> agreement.Schedule:
         """Raises Unclear: the family makes it in a way of its own."""
         if not written_in(self.target, "make_noise").startswith("otl."):
             raise Unclear(f"{self.target}.make_noise")
-        config, zero = self.config("scheduler"), self.settings.get("zero_terminal_snr")
+        config, zero = self.config("scheduler", SCHEDULER), self.settings.get("zero_terminal_snr")
         return agreement.Schedule(
             prediction=self.settings.get("prediction") or config.get("prediction_type", "epsilon"),
             discrete="beta_schedule" in config,  # else a cosine over a continuous time
@@ -89,14 +94,18 @@ def of_model(settings: dict[str, Any], wrong: Collection[str] = ()) -> Iterator[
         except Unclear:
             continue  # told when the model is built
         except SettingsError as error:
-            key, _, message = str(error).partition(": ")
-            key, _, value = key.partition("=")
-            yield Problem(key, f"{value}: {message}" if value else message)
+            yield as_problem(error)
 
 
 def _overlap(key: str, name: str) -> bool:
     """Whether one of two settings, or beginnings of names, lies in the other."""
     return key.startswith(name) or name.startswith(f"{key}.")
+
+
+def check_networks(model: Model, settings: dict[str, Any]) -> None:
+    """The sizes that the checkpoint's folder says."""
+    for part in model.part_names:
+        agreement.require_size(model.config(part), where=str(model.folder / part / "config.json"))
 
 
 def check_prediction(model: Model, settings: dict[str, Any]) -> None:
@@ -123,7 +132,7 @@ def check_steps(model: Model, settings: dict[str, Any]) -> None:
     sample, concepts = settings["sample"], settings["data"]["concepts"].values()
     if not sample["prompts"] and not any(concept.get("generate") for concept in concepts):
         return
-    config, changed = model.config("scheduler"), ("prediction", "zero_terminal_snr")
+    config, changed = model.config("scheduler", SCHEDULER), ("prediction", "zero_terminal_snr")
     by_ddim = any(model.settings.get(name) is not None for name in changed)
     agreement.require_steps(
         sample["steps"],
@@ -167,6 +176,13 @@ def check_masks(model: Model, settings: dict[str, Any]) -> None:
     )
 
 
+def check_vectors(model: Model, settings: dict[str, Any]) -> None:
+    """Whether a prompt has room for the new words."""
+    for each in specs.parse((settings.get("method") or {}).get("embeddings")).values():
+        if each.vectors:
+            specs.require_room(each, each.vectors, room=model.room)
+
+
 def check_buckets(model: Model, settings: dict[str, Any]) -> None:
     """Sizes that are none of the family's, and resolutions without a bucket or with the same ones."""
     data = settings["data"]
@@ -178,6 +194,7 @@ def check_buckets(model: Model, settings: dict[str, Any]) -> None:
 
 
 READ: dict[Check, tuple[str, ...]] = {  # check -> what it reads beside the model, by the beginnings of names
+    check_networks: (),
     check_prediction: (),
     check_weight: ("loss.weight",),
     check_noise: ("noise.offset",),
@@ -186,5 +203,6 @@ READ: dict[Check, tuple[str, ...]] = {  # check -> what it reads beside the mode
     check_decoders: ("sample.prompts", "sample.height", "sample.width"),
     check_precision: ("trainer.precision",),
     check_masks: ("method", "inpaint", "sample"),
+    check_vectors: ("method",),
     check_buckets: ("data.resolution", "data.concepts", "data.bucket", "data.min_bucket", "data.max_bucket"),
 }

@@ -80,6 +80,12 @@ def require_file(each: Spec) -> None:
         raise SettingsError(f"{each.key}.file={each.file}: there is no such file")
 
 
+def require_room(each: Spec, count: int, *, room: int) -> None:
+    """Raises SettingsError: an embedding has more vectors than a prompt has room for tokens."""
+    if count > room:
+        raise SettingsError(f"{each.key}.vectors={count}: a prompt has room for {room} tokens; give fewer")
+
+
 def spec(name: str, given: Any) -> Spec:
     """One embedding of its settings."""
     key = f"method.embeddings.{name}"

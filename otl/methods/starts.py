@@ -12,7 +12,7 @@ from torch import Tensor
 from otl import rng
 from otl.config import SettingsError
 from otl.formats import embedding as embedding_file
-from otl.methods import vocabulary
+from otl.methods import specs, vocabulary
 from otl.methods.rows import median_norm, of_norm, random_rows
 from otl.methods.specs import Spec
 
@@ -60,8 +60,7 @@ def count(module: DiffusionModule, each: Spec, loaded: dict[str, Tensor] | None)
     count = each.vectors or len(words) or 1
     if len(words) > count:
         log.warning(f"{key}.init={each.init!r} takes {len(words)} tokens: the first {count} are used")
-    if count > (room := vocabulary.room(module)):
-        raise SettingsError(f"{key}.vectors={count}: a prompt has room for {room} tokens")
+    specs.require_room(each, count, room=vocabulary.room(module))
     if vocabulary.knows(tokenizer, each.placeholder):
         log.warning(
             f"{key}.placeholder={each.placeholder} is a word that the model knows already: in this run it means "

@@ -25,8 +25,8 @@ def tokenizer(module: DiffusionModule, encoder: str) -> Any:
 
 
 def room(module: DiffusionModule) -> int:
-    """Tokens between those that begin and end a prompt, by the first text encoder's tokenizer."""
-    return tokenizer(module, module.text_encoders[0]).model_max_length - 2
+    """Tokens between those that begin and end a prompt, by the family or its first text encoder's tokenizer."""
+    return module.prompt_tokens or tokenizer(module, module.text_encoders[0]).model_max_length - 2
 
 
 def table(part: Any) -> Tensor:

@@ -56,6 +56,7 @@ class DiffusionModule(Networks, Training):
     learned_variance: ClassVar[bool] = False  # whether it also predicts the variance, in as many channels behind
     image_encoder: ClassVar[str] = "vae"
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    prompt_tokens: ClassVar[int | None] = None  # that a prompt is cut to, without its ends; None: as its tokenizer says
     encodes_ahead: ClassVar[bool] = False  # whether the text encoders are too large to lie beside the denoiser
     resolution: int  # pixels per side that the published weights were trained at
     bucket_step: ClassVar[int]  # sides of buckets are multiples of it, pixels

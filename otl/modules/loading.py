@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from otl import agreement
 from otl.config import SettingsError, assets_dir
 from otl.datamodules.files import content_hash, stamp
 from otl.datamodules.index import Index
@@ -292,6 +293,7 @@ def meta_part(folder: Path, part_class: Any) -> nn.Module:
         SettingsError: there is none, or it describes no such network.
     """
     config = read_json(folder / "config.json")
+    agreement.require_size(config, where=str(folder / "config.json"))
     try:
         if hasattr(part_class, "config_class"):  # transformers
             return part_class(part_class.config_class(**config)).eval()

@@ -21,7 +21,7 @@ from otl.modules.stable_diffusion import decode_vae, encode_vae
 from otl.noise import Discrete
 from otl.types import Batch, Cond, Noise
 
-MAX_TOKENS = 120  # section 3.1 of the paper
+MAX_TOKENS = 120  # section 3.1 of the paper; the last one ends the prompt, and none begins it
 TRANSFORMER_TARGETS = {
     "attn-mlp": [r"attn1\.", r"attn2\.", r"ff\.net"],
     "attn-only": [r"attn1\.", r"attn2\."],
@@ -54,6 +54,7 @@ class PixArtAlpha(DiffusionModule):
     part_names = ("transformer", "vae", "text_encoder")
     denoiser = "transformer"
     learned_variance = True
+    prompt_tokens = 119
     encodes_ahead = True  # T5-XXL: 4.8 thousand million parameters beside 0.6
     resolution = 1024
     bucket_step = 16
@@ -155,7 +156,7 @@ class PixArtAlpha(DiffusionModule):
         return caption.lower().strip()
 
     def prompt_room(self) -> int:
-        return MAX_TOKENS - 1  # T5 ends a prompt, and does not begin it
+        return self.prompt_tokens
 
     def never_fp16(self) -> contextlib.AbstractContextManager[Any]:
         """For T5: where the run is in mixed precision, bf16."""

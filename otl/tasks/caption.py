@@ -8,9 +8,8 @@ from typing import Literal
 
 from omegaconf import DictConfig
 
-from otl.config import CaptionSource, SettingsError
+from otl.config import CaptionSource
 from otl.datamodules import captions
-from otl.datamodules.sources.items import is_picture
 from otl.formats.files import whole
 from otl.tasks import editing
 from otl.tasks.run import run_dir
@@ -41,12 +40,11 @@ def caption(
         folder: of the run; None: the one that Hydra made.
 
     Raises:
-        SettingsError: there are no images, training would not read the captions, or the captioner cannot be loaded.
+        SettingsError: there are no images, or the captioner cannot be loaded.
         RunEnded: some images failed; names them.
     """
     pen = Pen(mode, prefix, suffix, SEPARATOR if separator is None else separator)
     found = editing.found(settings)
-    require_text_files(found)
     table = (run_dir() if folder is None else folder) / "caption.csv"
     record = editing.Record(table, "caption", "before", overwrite=settings.output.overwrite)
     there = captions_there(editing.alone(found, file_of, record), mode, record)
@@ -93,16 +91,6 @@ class Pen:
             case "prepend":
                 return [f"{new}{self.separator}{line}" for line in before] or [new]
         return [new]
-
-
-def require_text_files(items: list[editing.Found]) -> None:
-    """Raises SettingsError: the captions' files are none that training reads, or would be images."""
-    for options in (item.source.captions for item in items):
-        if CaptionSource.file not in options.sources:
-            raise SettingsError("data.captions.sources: file is not one of them, but captions are written into files")
-        name = f"name{options.suffix}"
-        if is_picture(name) or not Path(name).suffix:
-            raise SettingsError(f"data.captions.suffix={options.suffix}: give that of a text file, such as .txt")
 
 
 def file_of(item: editing.Found) -> Path:

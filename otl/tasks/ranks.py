@@ -15,7 +15,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, read_write
 
-from otl.config import SettingsError
 from otl.tasks.precision import device_kind
 
 SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -37,16 +36,6 @@ def devices(trainer: DictConfig) -> int:
     if asked in {"auto", -1, "-1"}:
         return torch.cuda.device_count() if device_kind(trainer.accelerator) == "cuda" else 1
     return int(asked)
-
-
-def require_one_folder() -> None:
-    """Raises SettingsError: processes that were started together would each name a folder by their own clock."""
-    started_outside = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if started_outside and not any(text.startswith("hydra.run.dir=") for text in HydraConfig.get().overrides.hydra):
-        raise SettingsError(
-            "hydra.run.dir is not set: processes that are started from outside, by torchrun or a cluster, need one "
-            "folder for all; add hydra.run.dir=FOLDER"
-        )
 
 
 @contextmanager

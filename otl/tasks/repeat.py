@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from otl.check import require
 from otl.config import Settings, SettingsError
 from otl.formats.files import listed
-from otl.formats.objects import parsed
+from otl.places import recorded
 from otl.tasks import manifest
 from otl.tasks.run import build_data, build_skeleton, plain, run_dir
 from otl.tasks.train import train
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 OF_THIS_LINE = {"task", "manifest", "allow_changes"}  # settings that are the repetition's own
 INTERPOLATION = re.compile(r"(\\*)\$\{")
-NEEDED = ("settings", "versions", "machine", "images", "masks", "folder")
 
 
 def repeat(settings: DictConfig) -> None:
@@ -40,7 +39,7 @@ def repeat(settings: DictConfig) -> None:
         SettingsError: it is no manifest of a run; or data, versions or settings are not as they were then.
     """
     folder, line = run_dir(), list(HydraConfig.get().overrides.task)
-    record = read(Path(settings.manifest).expanduser())
+    record = recorded(Path(settings.manifest).expanduser())
     record["settings"] = own(record["settings"], record.get("run"), folder)
     with contextlib.chdir(started_in(record)):
         repeated = settings_of(record, changes(line))
@@ -55,22 +54,6 @@ def repeat(settings: DictConfig) -> None:
             log.warning(f"other than then: {difference}")
         train(repeated, folder)
     log.info(comparison(record, json.loads((folder / "manifest.json").read_text(encoding="utf-8"))))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A run's manifest.
-
-    Raises:
-        SettingsError: it is none, or one of an earlier version.
-    """
-    try:
-        record = parsed(path.read_bytes(), f"manifest={path}: cannot be read: it")
-    except OSError as error:
-        raise SettingsError(f"manifest={path}: cannot be read ({error}); give the manifest.json of a run") from error
-    missing = [name for name in NEEDED if name not in record]
-    if missing:
-        raise SettingsError(f"manifest={path}: no manifest of a run: {listed(missing)} are not in it")
-    return record
 
 
 def own(settings: dict[str, Any], run: str | None, folder: Path) -> dict[str, Any]:

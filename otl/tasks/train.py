@@ -46,9 +46,7 @@ def train(settings: DictConfig, folder: Path | None = None) -> None:
         folder: of the run; None: the one that Hydra made.
     """
     undouble_lightning()
-    if folder is None:
-        ranks.require_one_folder()
-        folder = run_dir()
+    folder = run_dir() if folder is None else folder
     try:
         with named(folder, FAILING), alone(folder):
             run(settings, folder)

@@ -126,6 +126,8 @@ def test_images_come_from_folders_files_and_urls(settings, tmp_path, path):
         ("user/name", "does not exist (looked for "),
         ("user/name", "give hf://datasets/user/name"),
         ("s33://a", "s33:// is no protocol that fsspec knows; did you mean s3?"),
+        ("s3://", "it names nothing: give s3://BUCKET/FOLDER"),
+        ("hf:///a", "it names nothing: give hf://datasets/OWNER/NAME"),
         ("gs://a", "gs:// needs gcsfs, which is not installed; pip install gcsfs"),
     ],
 )

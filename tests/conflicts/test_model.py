@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from otl.check import check
 from otl.config import conf_dir
-from otl.conflicts.model import Model
+from otl.conflicts.model import SCHEDULER, Model
 from otl.modules import samplers
 from tests.commands import write_plugin
 
@@ -61,6 +61,12 @@ def told(settings: Settings, *lines: str) -> dict[str, str]:
         (["model=wuerstchen", "model.decoder=null", "sample.prompts=[a]"], "model.decoder", "hub name or a folder"),
         (["model=wuerstchen", "sample.height=1000", "sample.prompts=[a]"], "sample.height", "a multiple of that"),
         (["model=stable_cascade", "trainer.precision=16-mixed"], "trainer.precision", "overflows in fp16"),
+        (["method.embeddings.cat.vectors=76"], "method.embeddings.cat.vectors", "76: a prompt has room for 75 tokens"),
+        (
+            ["model=pixart_alpha", "method.embeddings.cat.vectors=120"],
+            "method.embeddings.cat.vectors",
+            "room for 119 tokens",
+        ),
         (["inpaint.boxes=0.5"], "inpaint.boxes", "takes no mask"),
         (["model=pixart_alpha", "inpaint.fill=0.5"], "inpaint.fill", "no inpainting form"),
         (["data.bucket_sizes=[500x500]"], "data.bucket_sizes", "multiples of 8 pixels"),
@@ -78,6 +84,8 @@ def test_what_does_not_go_with_the_model_is_refused(settings: Settings, lines: l
 @pytest.mark.parametrize(
     "lines",
     [
+        ["method.embeddings.cat.vectors=75"],
+        ["model=pixart_alpha", "method.embeddings.cat.vectors=119"],
         ["model=sd21", "model.zero_terminal_snr=true"],
         ["model=sd21", "sample.timestep_spacing=leading"],
         ["noise.offset=0.1", "noise.offset_generalized=true"],
@@ -102,7 +110,7 @@ def test_what_is_read_of_a_schedule_is_what_the_family_makes(settings: Settings,
     known = Model(OmegaConf.to_container(cfg))
     module = instantiate(cfg)
     network = SimpleNamespace(config=SimpleNamespace(in_channels=4, out_channels=8))
-    scheduler = SimpleNamespace(config=known.config("scheduler"))
+    scheduler = SimpleNamespace(config=known.config("scheduler", SCHEDULER))
     module.pipeline = SimpleNamespace(scheduler=scheduler, **{module.denoiser: network})
     module.noise_schedule = module.make_noise()
     assert known.schedule == samplers.schedule(module)
@@ -119,6 +127,16 @@ def test_the_checkpoints_own_configs_count(settings: Settings, tmp_path: Path) -
     lines = ["model.zero_terminal_snr=true", "inpaint.boxes=0.5"]
     assert set(told(settings, *lines)) == {"model.zero_terminal_snr", "inpaint.boxes"}
     assert told(settings, *lines, f"model.checkpoint={tmp_path}") == {}
+
+
+@pytest.mark.parametrize("sizes", [{"layers_per_block": 10**9}, {"block_out_channels": [320, 10**9]}])
+def test_a_network_of_a_size_that_nobody_has_is_not_built(settings: Settings, tmp_path: Path, sizes: dict) -> None:
+    for name, config in {"model_index.json": {}, "unet/config.json": {"in_channels": 4} | sizes}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(config))
+    (name,) = sizes
+    message = told(settings, f"model.checkpoint={tmp_path}")["model.checkpoint"]
+    assert f"{tmp_path / 'unet' / 'config.json'}: asks for {name}=1000000000" in message
 
 
 def test_the_schedule_of_a_plugin_is_its_own_matter(

@@ -10,8 +10,10 @@ from omegaconf import DictConfig
 
 from otl.check import check
 from otl.choices import STRATEGIES
+from otl.config import assets_dir
 
-HERE = f"[{__file__}]"
+PICTURE = assets_dir() / "quickstart" / "00000.png"
+HERE = f"[{PICTURE}]"
 UNFITTING = ("fast_dev_run=2", "limit_train_batches=1", "overfit_batches=1", "barebones=true", "default_root_dir=x")
 
 
@@ -35,7 +37,7 @@ UNFITTING = ("fast_dev_run=2", "limit_train_batches=1", "overfit_batches=1", "ba
         ([f"sample.image={HERE}"], "sample.image", "give sample.mask too"),
         ([f"sample.mask={HERE}"], "sample.mask", "give sample.image too"),
         (
-            ["sample.prompts=[a,b,c]", f"sample.image=[{__file__},{__file__}]", f"sample.mask={__file__}"],
+            ["sample.prompts=[a,b,c]", f"sample.image=[{PICTURE},{PICTURE}]", f"sample.mask={PICTURE}"],
             "sample.image",
             "2 files for 3 prompts",
         ),
@@ -68,7 +70,7 @@ def test_what_makes_no_sense_is_refused(
         ["callbacks.checkpoint.best=true", "data.concepts.a.path=..", "data.concepts.a.validation_share=0.5"],
         ["callbacks.checkpoint=null"],
         ["callbacks.checkpoint=null", f"resume={__file__}", "allow_changes=true"],
-        ["model=sd15_inpaint", "sample.prompts=[a,b]", f"sample.image={HERE}", f"sample.mask=[{__file__},{__file__}]"],
+        ["model=sd15_inpaint", "sample.prompts=[a,b]", f"sample.image={HERE}", f"sample.mask=[{PICTURE},{PICTURE}]"],
         ["sample.seeds=[]"],
         ["task=cache", "trainer.val_check_interval=4"],
         ["trainer.strategy=fsdp", "trainer.profiler=null", "trainer.gradient_clip_algorithm=value"],

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from otl.config import (
+    PICTURES,
     Broken,
     CaptionOptions,
     CaptionSource,
@@ -18,7 +19,6 @@ from otl.config import (
     OwnCaptionOptions,
 )
 from otl.datamodules.scan import scan
-from otl.datamodules.sources.items import EXTENSIONS
 from otl.datamodules.texts import Texts
 from otl.types import Problem, Size
 from tests.datamodules.fakes import data, picture
@@ -32,7 +32,7 @@ def names(path: Path, **settings: object) -> list[str]:
     return [sample.path.relative_to(path).as_posix() for sample in scan(data(path, **settings))[0]]
 
 
-@pytest.mark.parametrize("extension", EXTENSIONS)
+@pytest.mark.parametrize("extension", PICTURES)
 def test_every_extension_is_read(tmp_path, extension):
     for path in (tmp_path / f"a{extension}", tmp_path / f"B{extension.upper()}"):
         if extension == ".psd":  # Pillow reads it alone

@@ -115,6 +115,7 @@ def test_shards_lie_beside_their_index(gift, file):
         ("model_index.json", "[" * 10**5, r"gift: model_index\.json is not JSON"),
         ("model_index.json", "[]", r"gift: model_index\.json holds no settings by name"),
         ("unet/config.json", "{", r"gift/unet: config\.json is not JSON"),
+        ("unet/config.json", '{"layers_per_block": 1000000000}', "asks for layers_per_block=1000000000"),
         ("unet/config.json", '{"in_channels": -4}', r"gift/unet/config\.json describes no UNet2DConditionModel"),
         ("text_encoder/config.json", '{"hidden_size": "x"}', r"text_encoder/config\.json describes no CLIPTextModel"),
     ],

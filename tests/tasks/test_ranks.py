@@ -176,10 +176,3 @@ def test_a_nan_on_one_rank_ends_all_and_is_named_once(train, tmp_path):
     assert done.err.count("made by the latents that came from the data") == 1
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["outcome"] == "NonFinite"
     assert not (tmp_path / "run" / "final.safetensors").exists()
-
-
-def test_processes_started_from_outside_must_share_a_folder(train):
-    """torchrun's environment, of its second process."""
-    done = train(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
-    assert done.code == 2
-    assert "hydra.run.dir is not set" in done.err

@@ -192,13 +192,6 @@ def test_settings_of_another_version_are_refused(record):
         repeat.settings_of(record, {})
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"settings": {}}'])
-def test_what_is_no_manifest_is_refused(content, tmp_path):
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(SettingsError, match="manifest"):
-        repeat.read(tmp_path / "manifest.json")
-
-
 def test_a_group_cannot_be_chosen_anew():
     assert repeat.changes(["task=repeat", "manifest=x", "++optimizer.lr=1e-3", "seed=4"]) == {
         "optimizer.lr": 1e-3,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 
-from otl.config import SettingsError
+from otl.config import MANIFESTS, TABLES, SettingsError
 
 IMAGES = "image img picture photo jpg jpeg png webp file_name filename file image_path image_file path filepath".split()
 IMAGES += "url image_url".split()
@@ -29,6 +29,16 @@ class Chosen:
     image: str | None = None
     caption: str | None = None
     mask: str | None = None
+
+
+def require_table(wanted: Chosen, *, setting: str, where: str) -> None:
+    """Raises SettingsError: columns are set of a place that holds no table."""
+    for role, name in asdict(wanted).items():
+        if name is not None:
+            raise SettingsError(
+                f"{setting}.{role}_column={name}: would have no effect: {where} has no table; leave it out, or give a "
+                f"folder or file with one: {', '.join((*TABLES, *MANIFESTS))}"
+            )
 
 
 @dataclass(frozen=True)

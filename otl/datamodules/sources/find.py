@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from otl.config import ARCHIVES, MANIFESTS, TABLES, SettingsError
+from otl.config import ARCHIVES, MANIFESTS, PICTURES, TABLES, SettingsError
 from otl.datamodules.files import Remote
 from otl.datamodules.headers import Header, Limits, examined
 from otl.datamodules.index import Index
 from otl.datamodules.sources import archive, manifest, table
-from otl.datamodules.sources.columns import Kind, chosen
+from otl.datamodules.sources.columns import Kind, chosen, require_table
 from otl.datamodules.sources.folder import Store
-from otl.datamodules.sources.items import EXTENSIONS, Found, Item, mask_of, masks, pictures
+from otl.datamodules.sources.items import Found, Item, mask_of, masks, pictures
 from otl.datamodules.sources.listed import outside
 from otl.datamodules.sources.places import Place, Wanted, located
 from otl.types import Problem
@@ -155,11 +154,8 @@ def _one_split(place: Place, names: Sequence[str]) -> None:
 
 def _refuse_useless(wanted: Wanted, place: Place, *, tabular: bool) -> None:
     """What is set and would change nothing."""
-    for role, name in asdict(wanted.columns).items():
-        if name is not None and not tabular:
-            raise SettingsError(
-                f"{wanted.concept}.{role}_column={name} would have no effect: {place.where} has no table"
-            )
+    if not tabular:
+        require_table(wanted.columns, setting=wanted.concept, where=place.where)
     if not wanted.recursive and place.single:
         raise SettingsError(f"{wanted.concept}.recursive=false would have no effect: {place.where} is a file")
 
@@ -169,7 +165,7 @@ def _empty(wanted: Wanted, place: Place, names: Sequence[str]) -> list[Problem]:
         return []
     listed = _ending(names, MANIFESTS)
     hint = f"; if {listed[0]} lists them, give that file" if listed else ""
-    accepted = ", ".join(extension[1:] for extension in EXTENSIONS)
+    accepted = ", ".join(extension[1:] for extension in PICTURES)
     return [Problem(wanted.setting, f"{place.where} holds no images{hint}; accepted are {accepted}")]
 
 
@@ -200,7 +196,7 @@ def _unnamed(wanted: Wanted, names: Sequence[str]) -> list[Problem]:
 def _odd(name: str) -> bool:
     """Whether it has no extension, or one that only begins as that of an image."""
     _, dot, end = _last(name).lower().rpartition(".")
-    return not dot or (f".{end}".startswith(EXTENSIONS) and f".{end}" not in EXTENSIONS)
+    return not dot or (f".{end}".startswith(PICTURES) and f".{end}" not in PICTURES)
 
 
 def _ending(names: Iterable[str], suffixes: Sequence[str]) -> list[str]:

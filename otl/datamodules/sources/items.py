@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
+from otl.config import PICTURES
 from otl.datamodules import mask_files
 from otl.datamodules.headers import Header
 from otl.trust import public
 from otl.types import File, Problem
 from otl.urls import is_url
 
-EXTENSIONS = tuple(
-    ".png .apng .jpg .jpeg .jpe .jfif .webp .avif .avifs .gif .bmp .dib .tif .tiff .jp2 .j2k .j2c .jpc .jpf .jpx "
-    ".tga .psd .dds .qoi .pcx .sgi .ico .ppm .pgm .pbm .pnm .pfm".split()
-)
 LABELS = (mask_files.LABEL, "-condlabel")  # ends of stems: not images to train on
 
 
@@ -112,4 +109,4 @@ def mask_of(image: str, names: Container[str]) -> str | None:
 
 def is_picture(name: str) -> bool:
     lowered = name.lower()
-    return lowered.endswith(EXTENSIONS) and not PurePosixPath(lowered).stem.endswith(LABELS)
+    return lowered.endswith(PICTURES) and not PurePosixPath(lowered).stem.endswith(LABELS)

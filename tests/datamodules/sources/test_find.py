@@ -42,7 +42,7 @@ def test_a_folder_with_a_manifest_alone_points_at_it(tmp_path, searched):
 def test_columns_of_a_folder_of_images_are_refused(tmp_path, searched, fields):
     (problem,) = searched(folder(tmp_path / "photos"), **fields)[1]
     (name,) = fields
-    assert problem.fatal and f"data.concepts.c.{name}=x would have no effect" in problem.message
+    assert problem.fatal and f"data.concepts.c.{name}=x: would have no effect" in problem.message
 
 
 def test_a_file_has_no_subfolders_to_leave_out(tmp_path, searched):
