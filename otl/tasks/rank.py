@@ -92,7 +92,8 @@ def rank(
     data.arrange(each_caption(data.scanned[0]))
     data.purpose = ", ranked"
     trainer = build_trainer(on_one_device(settings), precision.name)
-    measured = trainer.predict(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    with resuming.put_back(resume):
+        measured = trainer.predict(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     found = worst_first(data.validation_layout, measured)
     steps = module.noise_schedule.sample(module.timesteps(spaced(timesteps)))
     write(found, [f"loss at t={t:g}" for t in steps.tolist()], folder / TABLE)

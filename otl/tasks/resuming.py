@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +21,7 @@ from otl.config import SettingsError
 from otl.datamodules.bucketed import BucketedDataModule
 from otl.formats.files import bytes_of, listed, unpickled
 from otl.modules.base import DiffusionModule
+from otl.modules.folders import said
 from otl.types import Sample
 from otl.wording import flat, show
 
@@ -36,7 +39,21 @@ callbacks.checkpoint callbacks.checkpoint.* callbacks.sampling callbacks.samplin
 callbacks.metrics callbacks.metrics.* callbacks.progress callbacks.progress.* callbacks.guard callbacks.guard.*
 """.split()
 FREE_NAME = re.compile("|".join(re.escape(pattern).replace(r"\*", ".+") for pattern in FREE))
-SAID = ("settings", "precision", "dataset", "total_steps", "world_size", "global_step")  # by a checkpoint of its run
+KINDS: dict[str, type] = {  # of what a checkpoint says of its run, and of what Lightning and the callbacks put back
+    "settings": dict,
+    "precision": str,
+    "dataset": list,
+    "total_steps": int,
+    "world_size": int,
+    "global_step": int,
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "randomness": list,
+}
+PUT_BACK = ("lightning.pytorch.trainer.connectors.checkpoint_connector", "otl.callbacks.randomness")  # by `restore...`
 OWN_NAMES = {"path", "mask", "bytes"}  # of a sample: where its content lies
 
 Dataset = list[list[str]]
@@ -90,14 +107,58 @@ def read(path: Path) -> dict[str, Any]:
         content = unpickled(path, mmap=True)
     except SettingsError as error:
         raise SettingsError(f"resume={error}; use a checkpoint that OTL wrote") from error
-    said = content if isinstance(content, dict) else {}
-    if missing := [name for name in SAID if name not in said]:
-        raise SettingsError(f"resume={path}: not a checkpoint of a run of OTL: {listed(missing)} is not in it")
-    if not all(map(_lies_in_the_file, tree_leaves(said))):
+    held = content if isinstance(content, dict) else {}
+    if wrong := wrong_in(held):
+        raise SettingsError(
+            f"resume={path}: not a checkpoint of a run of OTL: {listed(wrong)} is not in it, or not what it should be"
+        )
+    if not all(map(_lies_in_the_file, tree_leaves(held))):
         raise SettingsError(
             f"resume={path}: a tensor of it is larger than what it has in the file; use a checkpoint that OTL wrote"
         )
-    return said
+    return held
+
+
+def wrong_in(held: dict[str, Any]) -> list[str]:
+    """The names of what a checkpoint lacks, or has of another kind."""
+    wrong = [name for name, kind in KINDS.items() if not isinstance(held.get(name), kind)]
+    if wrong:
+        return wrong
+    trainer = held["settings"].get("trainer")
+    sound = {
+        "settings": isinstance(trainer, dict) and isinstance(trainer.get("accumulate_grad_batches"), int),
+        "dataset": all(isinstance(row, list) and list(map(type, row)) == [str, str] for row in held["dataset"]),
+        "global_step": held["global_step"] >= 0,
+        "world_size": held["world_size"] >= 1,
+        "randomness": held["randomness"] and all(isinstance(of_rank, dict) for of_rank in held["randomness"]),
+    }
+    return [name for name, good in sound.items() if not good]
+
+
+@contextlib.contextmanager
+def put_back(path: Path | None) -> Iterator[None]:
+    """A run in here may fail because what its checkpoint holds cannot be put back.
+
+    Args:
+        path: of the checkpoint; None: there is none.
+
+    Raises:
+        SettingsError: that is why it failed.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever an optimizer, a scheduler or a generator makes of it
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        restores = any(
+            frame.f_globals.get("__name__") in PUT_BACK and frame.f_code.co_name.strip("_").startswith("restore")
+            for frame in frames
+        )
+        if path is None or isinstance(error, SettingsError) or not restores:
+            raise
+        raise SettingsError(
+            f"resume={path}: what it holds cannot be put back ({said(error)}): use a checkpoint that OTL wrote, of "
+            "the same model, method and optimizer"
+        ) from error
 
 
 def _lies_in_the_file(value: Any) -> bool:
@@ -162,7 +223,7 @@ def _length(earlier: dict[str, Any], module: DiffusionModule) -> Iterator[str]:
     """A longer run is no other one, unless its beginning would have been another."""
     then, now, step = earlier["total_steps"], module.total_steps, earlier["global_step"]
     assert module.lr_schedule is not None
-    rates = [[module.lr_schedule(done, total) for done in range(step + 1)] for total in (then, now)]
+    rates = [[module.lr_schedule(done, total) for done in range(min(step, now) + 1)] for total in (then, now)]
     stops = {key: value for key, value in flat(module.settings).items() if key.endswith(".stop_after")}
     shares = [key for key, value in stops.items() if isinstance(value, float) and value < 1]
     if then != now and (rates[0] != rates[1] or shares):

@@ -97,7 +97,7 @@ def run(settings: DictConfig, folder: Path) -> None:
     summary.opening(module, data, trainer, batches)
     started = time.monotonic()
     try:
-        with ranks.started(folder), named(folder, FAILING):
+        with ranks.started(folder), named(folder, FAILING), resuming.put_back(resume):
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     except BaseException as error:
         end_ranks(trainer, error)

@@ -10,8 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from otl import schedules
+from otl.callbacks import randomness
 from otl.callbacks.backups import Backups
 from otl.config import SettingsError
 from otl.tasks import manifest, resuming
@@ -252,9 +255,65 @@ def test_a_checkpoint_that_could_run_code_is_not_loaded(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
+CHECKPOINT = {
+    "settings": {"trainer": {"accumulate_grad_batches": 1}},
+    "precision": "32-true",
+    "dataset": [["0.png", "7842132517eb91a9"]],
+    "total_steps": 3,
+    "world_size": 1,
+    "global_step": 2,
+    "state_dict": {},
+    "optimizer_states": [],
+    "lr_schedulers": [],
+    "loops": {},
+    "callbacks": {},
+    "randomness": [{}],
+}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({name: None} for name in CHECKPOINT),
+        {"settings": {}},
+        {"settings": {"trainer": {"accumulate_grad_batches": "x"}}},
+        {"dataset": [["0.png"]]},
+        {"dataset": [1]},
+        {"global_step": -1},
+        {"world_size": 0},
+        {"randomness": []},
+    ],
+)
+def test_a_checkpoint_with_something_else_in_the_place_of_what_it_says_is_refused(tmp_path, odd):
+    torch.save(CHECKPOINT | odd, tmp_path / "odd.ckpt")
+    with pytest.raises(
+        SettingsError, match=rf"resume=.*odd\.ckpt: not a checkpoint of a run of OTL: {next(iter(odd))} "
+    ):
+        resuming.read(tmp_path / "odd.ckpt")
+
+
+def test_what_cannot_be_put_back_is_told_with_the_checkpoint(tmp_path):
+    path, message = tmp_path / "odd.ckpt", r"resume=.*odd\.ckpt: what it holds cannot be put back "
+    torch.save({"state_dict": {"layer.weight": torch.zeros(1)}, "pytorch-lightning_version": "2.5.0"}, path)
+    with pytest.raises(SettingsError, match=message + r"\(RuntimeError: "), resuming.put_back(path):
+        bare_trainer(tmp_path).fit(BoringModel(), ckpt_path=path, weights_only=True)
+    with pytest.raises(SettingsError, match=message + r"\(KeyError: 'python'"), resuming.put_back(path):
+        randomness.restore({})
+
+
+def test_an_error_of_the_training_itself_stays_what_it_is(tmp_path):
+    with pytest.raises(KeyError), resuming.put_back(tmp_path / "whole.ckpt"):
+        {}["x"]
+
+
+def bare_trainer(folder):
+    options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(accelerator="cpu", default_root_dir=folder, max_steps=1, **options)
+
+
 def test_a_checkpoint_that_would_take_more_memory_than_it_has_bytes_is_not_loaded(tmp_path):
     """One that is packed, and one whose tensor is one number again and again: torch itself takes both."""
-    content = dict.fromkeys(resuming.SAID) | {"optimizer_states": [{"state": {0: torch.zeros(10**5)}}]}
+    content = CHECKPOINT | {"optimizer_states": [{"state": {0: torch.zeros(10**5)}}]}
     torch.save(content, tmp_path / "plain.ckpt")
     assert resuming.read(tmp_path / "plain.ckpt").keys() == content.keys()
 
