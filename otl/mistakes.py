@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from enum import EnumType
 from pathlib import Path
@@ -17,9 +18,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from omegaconf.nodes import BooleanNode, EnumNode, FloatNode, IntegerNode
+from omegaconf.nodes import BooleanNode, EnumNode, FloatNode, IntegerNode, StringNode
 
-from otl.aliases import ALIASES
+from otl.aliases import ALIASES, OPTIONS
 from otl.check import OF_TASK, check
 from otl.config import Concept, Problem, conf_dir
 from otl.registry import plugin_conf_dirs
@@ -31,7 +32,12 @@ from otl.wording import as_whole, joined, meant, nearest, show
 CONCEPT = re.compile(r"(data\.concepts\.[^.]+)\.([\w.]+)")
 CONCEPT_ITSELF = re.compile(r"data\.concepts\.[^.]+")
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)  # ValueError: of an option that is no text, by Hydra
-EXPECTED = ((BooleanNode, "true or false"), (IntegerNode, "a whole number"), (FloatNode, "a number"))
+EXPECTED = (
+    (BooleanNode, "true or false"),
+    (IntegerNode, "a whole number"),
+    (FloatNode, "a number"),
+    (StringNode, "one text"),
+)
 
 
 def compose_settings(
@@ -70,9 +76,12 @@ def explain(
         mark = cause.problem_mark
         where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
         return [Problem(where, f"this is not YAML: {cause.problem}")]
-    problems = []
+    words = [text for text in overrides if text.startswith("=") or ("=" not in text and text[:1] != "~")]
+    problems = [_loose(words)] if words else []
     accepted: list[str] = []
     for text in overrides:
+        if text in words:
+            continue
         found = list(_explain_override(text, accepted, name, extra, sweeps))
         problems += found
         accepted += [] if found else next(jobs([text], groups_in(extra)), [])  # of a sweep the first value
@@ -80,6 +89,12 @@ def explain(
         known = {problem.key for problem in problems}
         return problems + [p for p in check(compose_settings(accepted, name=name, extra=extra)) if p.key not in known]
     return [Problem("settings", " ".join((str(error) or str(cause)).split()))]
+
+
+def _loose(words: list[str]) -> Problem:
+    """Words of the line that are no settings: the rest of a value without quotes, or a setting with spaces in it."""
+    message = "a setting is written name=value, without spaces around the =; one whose value has spaces in quotes"
+    return Problem(" ".join(words), f"{message}, 'data.prompt=\"a photo of a dog\"'")
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -94,12 +109,16 @@ def _explain_override(text: str, accepted: list[str], name: str, extra: str | No
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
         reason = " ".join(str(error).split("\n")[0].split())
-        typed = text.removeprefix("++")  # which OTL itself may have put there
-        yield Problem(typed, f"a setting is written name=value, in quotes where it has special characters ({reason})")
+        typed, _, value = text.removeprefix("++").partition("=")  # which OTL itself may have put there
+        inner = value.strip().replace('"', '\\"')
+        quoted = shlex.quote(f'{typed}="{inner}"')
+        yield Problem(typed, f"{value} cannot be read: quote what has special characters twice, {quoted} ({reason})")
         return
     if override.is_sweep_override() and not sweeps:
         key, value = override.key_or_group, text.partition("=")[2]
         ways = f"add --multirun, or quote it: {key}=[{value}] as a list, '{key}=\"{value}\"' as text"
+        if re.fullmatch(r"-?\d+,\d+", value):
+            ways += f"; did you mean {key}={value.replace(',', '.')}?"
         yield Problem(key, f"{value} are values to sweep over: {ways}")
         return
     for (one,) in jobs([text], groups_in(extra)):
@@ -115,7 +134,7 @@ def _reason(error: Exception, override: Override, accepted: list[str], name: str
     with initialize_config_dir(str(conf_dir()), job_name="otl", version_base="1.3"):
         options = _options(GlobalHydra.instance().config_loader(), key, extra)
     if options and value not in options:
-        message = f"{value} is none of its options{meant(value, options)}"
+        message = f"{value} is none of its options{_option_meant(key, value, options)}"
         return Problem(key, message, details=[f"there are: {', '.join(options)}"])
     if options and key in OF_TASK:
         return Problem(key, f"{value} would have no effect: it needs task={OF_TASK[key]}")
@@ -139,8 +158,17 @@ def _reason(error: Exception, override: Override, accepted: list[str], name: str
         choices = expected if isinstance(expected, list) else []
         accepts = ", ".join(choices) if choices else expected
         hint = meant(value, choices) or (as_whole(override.value()) if isinstance(node, IntegerNode) else "")
+        if isinstance(node, ListConfig) and isinstance(override.value(), str) and not hint:
+            hint = f"; did you mean '{key}=[\"{override.value()}\"]'?"
         return Problem(key, f"{value} is not accepted: must be {accepts}{hint}")
     return Problem(key, f"{value} is not accepted: {str(cause).splitlines()[0]}")
+
+
+def _option_meant(group: str, value: str, options: list[str]) -> str:
+    """A hint at another option, or at the setting that weights are given by."""
+    if group == "model" and ("/" in value or value.endswith(".safetensors")):
+        return f", which are families: weights are given beside one of them, by model.checkpoint={value}"
+    return f"; did you mean {OPTIONS[value]}?" if OPTIONS.get(value) in options else meant(value, options)
 
 
 def _of_option(

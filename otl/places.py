@@ -265,4 +265,5 @@ def _check_folder(key: str, text: str) -> list[Problem]:
     if path.exists():
         return [Problem(key, f"{text} is a file: give the folder it is in")]
     there = [entry.name for entry in path.absolute().parent.glob("*/")] if path.absolute().parent.is_dir() else []
-    return [Problem(key, f"{text} does not exist (looked for {path.absolute()}){meant(path.name, there)}")]
+    slash = "; here / stands between folders" if "\\" in text and os.sep == "/" else meant(path.name, there)
+    return [Problem(key, f"{text} does not exist (looked for {path.absolute()}){slash}")]
