@@ -37,7 +37,7 @@ from otl.overrides import misread, of_hydra, of_ranks
 from otl.quiet import quiet_libraries, quiet_ranks, speaks
 from otl.registry import plugin_conf_dirs
 from otl.sweeps import groups_in, jobs, parted, queued, unswept
-from otl.trust import hide, hide_logged, hide_uncaught, hydra_calls, known_tokens, secrets
+from otl.trust import DISK, hide, hide_logged, hide_uncaught, hydra_calls, known_tokens, secrets
 
 CONFIG_NAME = "config"
 CALLED = re.compile(r"(task|model|method|optimizer|scheduler|trainer|logger|callbacks|captioner|masker)\.[\w.]+=")
@@ -283,6 +283,11 @@ def refusal(error: BaseException) -> str | None:
 def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     """The message for an error that the person who typed the line can mend; None for any other."""
     in_job = any(frame.f_code is job.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    if isinstance(error, OSError) and error.errno in DISK and not in_job:
+        return (
+            f"the run's folder cannot be made: {error}; make room, mend the disk, or choose another folder "
+            "(hydra.run.dir, of a sweep hydra.sweep.dir)"
+        )
     composing = isinstance(error, (*COMPOSING, yaml.YAMLError)) and not in_job
     if refusal(error) or not composing:
         return refusal(error)

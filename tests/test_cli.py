@@ -1,5 +1,6 @@
 """The command line: what it lists, what it refuses, and how it says so."""
 
+import errno
 import json
 import os
 import re
@@ -567,6 +568,13 @@ def test_a_signal_to_the_sweep_reaches_the_job_once_and_ends_both(tasks: tuple[P
     assert done.code == 130
     assert "asked by SIGINT set()" in done.out and "by the terminal itself: False" in done.out
     assert "rank 11" not in done.out and done.err.endswith("the rest of the sweep was not started\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_without_room_for_the_runs_folder_is_told(number: int) -> None:
+    """Before the task is called: Hydra makes the folder, and writes the settings down."""
+    told = cli.explained(OSError(number, os.strerror(number), "/disk/run"), ["hydra.run.dir=/disk/run"])
+    assert told is not None and told.startswith("the run's folder cannot be made: ") and "/disk/run" in told
 
 
 def test_a_task_that_refuses_is_a_message(tasks: tuple[Path, ...], tmp_path: Path) -> None:

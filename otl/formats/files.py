@@ -108,7 +108,8 @@ def named(path: Path, numbers: set[int] | None = None) -> Iterator[None]:
     """An error of the disk in here says which file it is about.
 
     Args:
-        numbers: the system's numbers of errors that are of the disk; None: all are.
+        numbers: the system's numbers of errors that are of the disk, of whatever file in `path` or elsewhere; None: all
+            are, and of this file.
 
     Raises:
         DiskError: in the place of an OSError.
@@ -128,7 +129,9 @@ def named(path: Path, numbers: set[int] | None = None) -> Iterator[None]:
     except OSError as error:
         if numbers is not None and error.errno not in numbers:
             raise
-        raise DiskError(path, error) from error
+        # Its own name where it has one: it may lie on another disk, as the cache does.
+        closer = numbers is not None and isinstance(error.filename, str | Path)
+        raise DiskError(Path(error.filename) if closer else path, error) from error
 
 
 def flush(path: Path) -> None:

@@ -7,6 +7,7 @@ import resource
 import shutil
 import zipfile
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from otl.config import SettingsError
 from otl.formats import stored
-from otl.formats.files import DiskError, read, read_any, sweep, whole, whole_folder, write
+from otl.formats.files import FAILING, DiskError, named, read, read_any, sweep, whole, whole_folder, write
 
 
 @pytest.fixture
@@ -119,6 +120,14 @@ def test_a_disk_that_breaks_for_good_is_told_by_the_name_of_the_file_too(tmp_pat
         (aside / "new").write_text("x")
     with pytest.raises(DiskError, match="file cannot be written: Input/output"), whole(tmp_path / "file") as aside:
         aside.write_text("x")
+
+
+@pytest.mark.parametrize("kind", [str, Path])  # as it was given to the system
+def test_a_disk_that_fails_elsewhere_is_told_by_the_name_of_what_lies_there(tmp_path, kind):
+    """Such as that of the cache, while the run's has room."""
+    error = OSError(errno.EROFS, os.strerror(errno.EROFS), kind(tmp_path / "cache"))
+    with pytest.raises(DiskError, match=f"^{tmp_path}/cache cannot be written"), named(tmp_path / "run", FAILING):
+        raise error
 
 
 def in_python(path):
