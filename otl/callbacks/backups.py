@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer
 
 from otl.callbacks.snapshot import bytes_of
 from otl.formats.files import NO_ROOM, DiskError, named, require_free, sweep, whole
+from otl.formats.objects import parsed
 
 log = logging.getLogger(__name__)
 
@@ -149,11 +150,15 @@ def read_index(folder: Path) -> tuple[list[str], Best | None]:
     An index that came with a stranger's folder may name anything: what is no checkpoint's name is left alone.
     """
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        index = parsed((folder / INDEX).read_bytes(), INDEX)
+        written = [name for name in index["written"] if NAME.fullmatch(name) and (folder / name).is_file()]
+        better = [
+            Best(each["name"], float(each["val_loss"]))
+            for each in (index.get("coming"), index["best"])
+            if each and each["name"] in written
+        ]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it makes no sense
         return sorted(path.name for path in folder.glob("step-*.ckpt")), None
-    written = [name for name in index["written"] if NAME.fullmatch(name) and (folder / name).is_file()]
-    better = [Best(**each) for each in (index.get("coming"), index["best"]) if each and each["name"] in written]
     return written, better[0] if better else None
 
 

@@ -30,7 +30,7 @@ def check_index(family: DiffusionModule, folder: Path) -> None:
         SettingsError: any of these.
     """
     has = read_json(folder / INDEX)
-    lacking = [part for part in family.part_names if not has.get(part) or has[part][0] is None]
+    lacking = [part for part in family.part_names if not isinstance(has.get(part), list) or not any(has[part][:1])]
     if lacking:
         raise SettingsError(
             f"model.checkpoint={folder}: a {has.get('_class_name')} without {', '.join(lacking)}, "

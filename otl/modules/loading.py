@@ -268,7 +268,8 @@ def skeleton(family: DiffusionModule, checkpoint: str) -> SimpleNamespace:
         check_index(family, folder)
     with torch.device("meta"):
         parts = {name: meta_part(folder / name, part_class) for name, part_class in family.part_classes().items()}
-    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    agreement.require_size(scheduler, where=str(folder / "scheduler" / "scheduler_config.json"))
     tokenizers = {path.parent.name: ShapeTokenizer(path) for path in folder.glob("tokenizer*/tokenizer_config.json")}
     return SimpleNamespace(**parts, **tokenizers, scheduler=SimpleNamespace(config=scheduler))
 
@@ -279,7 +280,10 @@ class ShapeTokenizer:
     pad_token_id = eos_token_id = 0
 
     def __init__(self, config: Path) -> None:
-        self.model_max_length: int = json.loads(config.read_text())["model_max_length"]
+        length = read_json(config).get("model_max_length")
+        if not isinstance(length, int):
+            raise SettingsError(f"{config}: model_max_length is {length!r}, not a number of tokens")
+        self.model_max_length = length
 
     def __call__(self, captions: list[str], *, max_length: int | None = None, **_: Any) -> SimpleNamespace:
         ids = torch.zeros(len(captions), max_length or self.model_max_length, dtype=torch.long, device="meta")

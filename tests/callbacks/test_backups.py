@@ -104,6 +104,23 @@ def test_without_an_index_steps_say_which_is_the_newest(tmp_path: Path) -> None:
     assert newest(tmp_path) == tmp_path / "step-00000010.ckpt"
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        "[" * 10**5,
+        "[1]",
+        "{}",
+        '{"written": [1], "best": null}',
+        '{"written": null, "best": null}',
+        '{"written": ["step-00000010.ckpt"], "best": {"name": "step-00000010.ckpt", "val_loss": "x"}}',
+    ],
+)
+def test_nor_with_one_that_makes_no_sense(tmp_path: Path, index: str) -> None:
+    save(backups(tmp_path, keep=9), 10, 9)
+    (tmp_path / INDEX).write_text(index)
+    assert newest(tmp_path) == tmp_path / "step-00000010.ckpt"
+
+
 def test_what_a_killed_process_left_half_written_is_deleted(tmp_path: Path) -> None:
     (tmp_path / ".step-00000001.ckpt.99.writing").write_bytes(b"half")
     (tmp_path / "mine").write_bytes(b"")
