@@ -78,6 +78,9 @@ def check(cfg: DictConfig) -> list[Problem]:
     """All that is wrong with composed settings, as far as it can be told without torch."""
     problems = list(_untyped(cfg, ""))
     settings = {name: group for name, group in _plain(cfg, "", problems).items() if group is not Unknown}
+    for group in (*CALLED, "experiment"):
+        if settings.get(group) is not None and isinstance(settings[group], dict) is (group == "experiment"):
+            problems.append(_no_group(group, settings.pop(group)))
     for key, node in _dicts(settings, ""):
         if "_target_" in node:
             problems += _check_call(key, node)
@@ -107,6 +110,15 @@ def check(cfg: DictConfig) -> list[Problem]:
     known = {problem.key for problem in problems}
     problems += _unless_known(list(of_model(settings, known)), problems)
     return problems
+
+
+def _no_group(group: str, given: Any) -> Problem:
+    """A preset that gives a group's option as a value, or that does not begin as one has to."""
+    if group == "experiment":
+        message = "would have no effect: the first line of a preset is '# @package _global_'; add it"
+        return Problem(group, f"{', '.join(map(str, given))} {message}")
+    message = f"{show(given)} is no mapping of its settings; a preset chooses it in its defaults, '- override /{group}:"
+    return Problem(group, f"{message} {show(given)}'")
 
 
 def _unless_known(found: list[Problem], problems: list[Problem]) -> list[Problem]:

@@ -76,6 +76,8 @@ def explain(
         mark = cause.problem_mark
         where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
         return [Problem(where, f"this is not YAML: {cause.problem}")]
+    if isinstance(cause, MissingConfigException) and cause.missing_cfg_file == name:
+        return [Problem("--config-name", f"{name}: there is no {name}.yaml in the folder of --config-path")]
     words = [text for text in overrides if text.startswith("=") or ("=" not in text and text[:1] != "~")]
     problems = [_loose(words)] if words else []
     accepted: list[str] = []
@@ -117,7 +119,7 @@ def _explain_override(text: str, accepted: list[str], name: str, extra: str | No
     if override.is_sweep_override() and not sweeps:
         key, value = override.key_or_group, text.partition("=")[2]
         ways = f"add --multirun, or quote it: {key}=[{value}] as a list, '{key}=\"{value}\"' as text"
-        if re.fullmatch(r"-?\d+,\d+", value):
+        if re.fullmatch(r"-?0,\d+", value):
             ways += f"; did you mean {key}={value.replace(',', '.')}?"
         yield Problem(key, f"{value} are values to sweep over: {ways}")
         return

@@ -588,3 +588,23 @@ def test_a_task_that_fails_keeps_its_traceback(tasks: tuple[Path, ...], tmp_path
     assert done.code == 1
     assert "Traceback" in done.err
     assert "no_such_setting" in done.err
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [
+        ("data: {batch_size: 2}", "experiment: data would have no effect: the first line of a preset is '# @package"),
+        ("# @package _global_\nmodel: sdxl", "model: sdxl is no mapping of its settings; .* override /model: sdxl'"),
+    ],
+)
+def test_a_preset_that_changes_nothing_or_too_much_is_refused(
+    typed: Callable[..., Result], tmp_path: Path, preset: str, said: str
+) -> None:
+    (tmp_path / "my" / "experiment").mkdir(parents=True)
+    (tmp_path / "my" / "experiment" / "mine.yaml").write_text(preset)
+    done = typed("--config-dir", str(tmp_path / "my"), "experiment=mine", f"data.path={tmp_path}")
+    assert done.code == 2 and re.match(said, done.err), done.err
+
+
+def test_a_config_that_is_not_there_is_told(typed: Callable[..., Result]) -> None:
+    assert typed("--config-name", "mine").err.startswith("--config-name: mine: there is no mine.yaml")
