@@ -121,6 +121,8 @@ def named(path: Path, numbers: set[int] | None = None) -> Iterator[None]:
         if number is None:
             raise
         raise DiskError(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
+    except SettingsError:  # says itself which file it is about
+        raise
     except ValueError as error:  # as Lightning calls whatever a logger cannot do
         cause = error.__cause__
         if not isinstance(cause, OSError) or (numbers is not None and cause.errno not in numbers):

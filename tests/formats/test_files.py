@@ -130,6 +130,12 @@ def test_a_disk_that_fails_elsewhere_is_told_by_the_name_of_what_lies_there(tmp_
         raise error
 
 
+def test_what_says_itself_which_file_it_is_about_stays_as_it_is(tmp_path):
+    """Such as the index of a cache without room, by the setting that names it."""
+    with pytest.raises(SettingsError, match=r"^data\.cache_dir"), named(tmp_path / "run", FAILING):
+        raise SettingsError("data.cache_dir=c: cannot be written") from OSError(errno.ENOSPC, "full")
+
+
 def in_python(path):
     with whole(path) as aside:
         aside.write_bytes(bytes(2000))
