@@ -35,7 +35,8 @@ NAMED = {  # what names a file, a folder or a place on the hub: nothing is none 
     "resume": "a checkpoint, auto or null",
 }
 CAPTION, MASK, REPEAT = (f"otl.tasks.{name}.{name}" for name in ("caption", "mask", "repeat"))
-NEEDED = ("settings", "versions", "machine", "images", "masks", "folder")  # of a manifest, to repeat its run
+NEEDED: dict[str, type] = dict.fromkeys(("settings", "versions", "machine", "images", "masks"), dict) | {"folder": str}
+"""Of a manifest, to repeat its run."""
 SOCKET = len("/pymp-12345678/listener-12345678")  # what multiprocessing calls one
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes; torch's loader would wait for ever beyond it
 
@@ -233,7 +234,7 @@ def recorded(manifest: Path) -> dict[str, Any]:
     except OSError as error:
         message = f"manifest={manifest}: cannot be read ({error}); give the manifest.json of a run"
         raise SettingsError(message) from error
-    missing = [name for name in NEEDED if name not in record]
+    missing = [name for name, kind in NEEDED.items() if not isinstance(record.get(name), kind)]
     if missing:
         raise SettingsError(
             f"manifest={manifest}: no manifest of a run: {', '.join(missing)} are not in it; give the manifest.json of "

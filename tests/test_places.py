@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import tempfile
@@ -6,7 +7,8 @@ import pytest
 from PIL import Image
 
 from otl.check import check
-from otl.places import LONGEST_SOCKET, NAMED, SOCKET
+from otl.config import SettingsError
+from otl.places import LONGEST_SOCKET, NAMED, NEEDED, SOCKET, recorded
 
 
 def told(cfg):
@@ -107,3 +109,13 @@ def test_a_picture_to_paint_in_can_be_read(settings, tmp_path):
     assert (
         "no picture that can be read" in told(settings(*line, f"sample.image={tmp_path / 'bad.png'}"))["sample.image"]
     )
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_manifest_with_something_else_in_the_place_of_what_a_run_says_is_refused(tmp_path, name):
+    file, whole = tmp_path / "manifest.json", {each: kind() for each, kind in NEEDED.items()}
+    file.write_text(json.dumps(whole))
+    assert recorded(file) == whole
+    file.write_text(json.dumps(whole | {name: 3}))
+    with pytest.raises(SettingsError, match=rf"manifest=.*: no manifest of a run: {name} "):
+        recorded(file)

@@ -61,7 +61,7 @@ def test_a_line_composes_and_passes_the_check(line: str, tmp_path: Path, monkeyp
         if file.endswith(".png"):
             Image.new("RGB", (8, 8)).save(tmp_path / file)
         if file.endswith("manifest.json"):
-            (tmp_path / file).write_text(json.dumps(dict.fromkeys(NEEDED)))
+            (tmp_path / file).write_text(json.dumps({name: kind() for name, kind in NEEDED.items()}))
     for weights in WEIGHTS.findall(line):
         (tmp_path / weights).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / weights).touch()

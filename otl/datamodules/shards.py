@@ -280,7 +280,7 @@ def _header(file: FileIO) -> tuple[dict[str, Any], int, int]:
     text = first[LENGTH.size : end] + (file.read(end - len(first)) if end > len(first) else b"")
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"its header is no JSON ({error})") from error
     if not isinstance(header, dict):
         raise Damaged("its header makes no sense")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from otl.config import SettingsError
 from otl.datamodules.cache import Cache, image_key, prompt_key
-from otl.datamodules.shards import Origin
+from otl.datamodules.shards import LENGTH, Damaged, Origin, Shard
 from otl.datamodules.views import View
 from otl.formats.files import DiskError
 from otl.types import Crop, Size
@@ -335,3 +335,10 @@ def test_the_images_key_depends_on_every_part(part, other):
 def test_the_prompts_key_depends_on_the_caption_and_the_encoder():
     keys = {prompt_key("a", "clip"), prompt_key("b", "clip"), prompt_key("a", "t5"), prompt_key("", "aclip")}
     assert len(keys) == 4
+
+
+def test_a_header_nested_beyond_all_reason_is_damage(tmp_path):
+    header = b"[" * 10**5
+    (tmp_path / "a.safetensors").write_bytes(LENGTH.pack(len(header)) + header)
+    with pytest.raises(Damaged, match="its header is no JSON"):
+        Shard.open(tmp_path / "a.safetensors")
