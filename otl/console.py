@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any
 
 
 class Console(io.FileIO):
@@ -34,15 +34,23 @@ class Console(io.FileIO):
             return len(content)
 
 
-def lasting(stream: TextIO, name: str) -> TextIO:
+def lasting(stream: io.TextIOWrapper, name: str) -> io.TextIOWrapper:
     """The same stream, by a `Console`."""
-    raw = io.BufferedWriter(Console(stream.fileno(), name))
-    return io.TextIOWrapper(raw, encoding=stream.encoding, errors=stream.errors, line_buffering=stream.line_buffering)
+    at_once = stream.write_through  # as with python -u or PYTHONUNBUFFERED
+    raw: io.RawIOBase = Console(stream.fileno(), name)
+    buffer: Any = raw if at_once else io.BufferedWriter(raw)
+    return io.TextIOWrapper(
+        buffer,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=at_once,
+    )
 
 
 def keep_going() -> None:
     """This process and those that it starts lose nothing but what they would say."""
-    if sys.stdout is not None:  # as by `>&-`
+    if isinstance(sys.stdout, io.TextIOWrapper):  # there is none by `>&-`, and another kind where a program puts it
         sys.stdout = lasting(sys.stdout, "stdout")
-    if sys.stderr is not None:
+    if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr = lasting(sys.stderr, "stderr")

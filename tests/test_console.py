@@ -28,6 +28,15 @@ def test_what_can_be_written_comes_through_in_the_same_characters(tmp_path: Path
     assert (tmp_path / "said").read_text(encoding="utf-16") == "8 Bilder, Größe\n"
 
 
+def test_what_is_not_to_wait_is_there_at_once(tmp_path: Path) -> None:
+    """As with python -u, which people set on clusters."""
+    with (tmp_path / "said").open("w") as file:
+        file.reconfigure(write_through=True)
+        console = lasting(file, "stdout")
+        print("step", end="", file=console)
+        assert (tmp_path / "said").read_text() == "step"
+
+
 INTERRUPTED = """
 import signal
 class Seen:
