@@ -16,7 +16,7 @@ from otl.wording import show
 
 GROUPS = {"task", "model", "method", "optimizer", "scheduler", "data", "trainer", "logger", "experiment"}
 GROUPS |= {"captioner", "masker"}
-TRAINING = {f"otl.tasks.{name}.{name}" for name in ("train", "repeat")}  # tasks that several processes share
+SHARED = {f"otl.tasks.{name}.{name}" for name in ("train", "repeat", "cache")}  # tasks that several processes share
 
 
 def misread(overrides: Sequence[str], settings: DictConfig) -> Iterator[Problem]:
@@ -63,7 +63,7 @@ def of_ranks(hydra: dict[str, Any], task: Any, *, sweeps: bool) -> Iterator[Prob
     """
     kind = "sweep" if sweeps else "run"
     started_outside = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if started_outside and task in TRAINING and "${now:" in str(hydra[kind]["dir"]):
+    if started_outside and task in SHARED and "${now:" in str(hydra[kind]["dir"]):
         key = f"hydra.{kind}.dir"
         message = "processes that are started from outside, by torchrun or a cluster, need one folder for all"
         yield Problem(key, f"is not set: {message}; add {key}=FOLDER")

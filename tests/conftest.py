@@ -46,6 +46,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --long"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By files, as `--dist loadfile`; the longest of them, tests/test_support.py, by its families."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return nodeid.partition("-")[0] if file == "tests/test_support.py" else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_finish() -> None:
     """The libraries' objects stay to the end: looking through them again and again took a fifth of the tests' time."""
     gc.collect()

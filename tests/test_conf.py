@@ -45,7 +45,7 @@ def test_an_option_composes_and_passes(option: str, settings: Callable[..., Dict
         cfg.data.path = str(tmp_path)
     if option == "task/repeat":
         cfg.manifest = str(tmp_path / "manifest.json")
-        (tmp_path / "manifest.json").write_text(json.dumps(dict.fromkeys(places.NEEDED)))
+        (tmp_path / "manifest.json").write_text(json.dumps({name: kind() for name, kind in places.NEEDED.items()}))
     assert check(cfg) == []
 
 

@@ -37,6 +37,7 @@ OF_ALL = {"run": {"dir": "runs/a"}, "sweep": {"dir": "multirun/a"}}
     [
         ("2", BY_CLOCK, "train", False, "hydra.run.dir"),
         ("2", BY_CLOCK, "repeat", False, "hydra.run.dir"),
+        ("2", BY_CLOCK, "cache", False, "hydra.run.dir"),
         ("2", BY_CLOCK | {"run": OF_ALL["run"]}, "train", True, "hydra.sweep.dir"),
         ("2", BY_CLOCK, "plan", False, None),
         ("2", OF_ALL, "train", False, None),

@@ -73,9 +73,7 @@ def cache(
 def fill(settings: DictConfig, folder: Path | None = None) -> None:
     """Every rank encodes its share of what the cache lacks."""
     undouble_lightning()
-    if folder is None:
-        ranks.require_one_folder()
-        folder = run_dir()
+    folder = run_dir() if folder is None else folder
     trainer = settings.trainer
     precision = choose(trainer.precision, accelerator=trainer.accelerator, devices=trainer.devices)
     allow_tf32(precision, accelerator=trainer.accelerator)
