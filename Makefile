@@ -6,7 +6,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 # Processes that run tests; each holds a torch of its own.
-WORKERS ?= 3
+WORKERS ?= 2
 ARGS ?=
 
 # The networks of the quickstart and the tests are so small that threads cost more than they bring.

@@ -56,6 +56,10 @@ RUN = {  # the cells that go through whole runs
     *(("sd15_inpaint", method) for method in ("lora", "dora", "embedding", "inpaint")),
     ("pixart_alpha", "finetune + embedding"),
 }
+ALIKE = {  # cells that differ little from others: with `--long` only
+    *((family, method) for family in ("sd21", *INPAINTING) for method in ("loha", "lokr", "oft")),
+    *((family, f"{method} + embedding") for family in ENCODERS for method in ("loha", "lokr", "oft")),
+}
 
 
 def build(family: str, folder: Path) -> list[str]:
@@ -118,7 +122,8 @@ INTRODUCTION = """\
 
 Each cell is a test, `tests/test_support.py::test_a_cell_proves_what_the_page_says`: it goes through what `otl.testing`
 can prove of a family with a method, and fails where this page says anything else. The page is written by the same
-tests: `pytest tests/test_support.py --write-support`. The networks are tiny and random, of the real classes.
+tests: `pytest tests/test_support.py --write-support`. The networks are tiny and random, of the real classes. Cells
+that differ little from others (`ALIKE` in `tests/cells.py`) are tested with `--long` only.
 
 """
 

@@ -29,7 +29,8 @@ def all_positive(found: Any) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_training_is_timed_beside_the_plain_loops(family: str, tmp_path: Path) -> None:
     line = ["--size", "tiny", "--blocks", "2", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "train.json")]
     results = train.main([*line, "--families", family])
@@ -56,6 +57,7 @@ def test_the_start_is_timed_stage_by_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_index_and_the_plan_of_many_images_are_timed(tmp_path: Path) -> None:
     results = index.main(["--images", "9", "--rounds", "1", "--out", str(tmp_path / "index.json")])
     assert results["index"]["images"]["median"] == results["plan"]["images"]["median"] == 9

@@ -9,7 +9,7 @@ import skimage
 from PIL import Image
 
 from otl.testing import Cell, prove
-from tests.cells import ALL_METHODS, CELLS, FAMILIES, NAMES, PAGE, RUN, build, claimed, page, written
+from tests.cells import ALIKE, ALL_METHODS, CELLS, FAMILIES, NAMES, PAGE, RUN, build, claimed, page, written
 from tests.commands import fork_otl
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,10 @@ def claims(request):
         PAGE.write_text(page(found), encoding="utf-8")
 
 
-@pytest.mark.parametrize(("family", "method"), CELLS, ids=map("-".join, CELLS))
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [pytest.param(*cell, id="-".join(cell), marks=[pytest.mark.long] * (cell in ALIKE)) for cell in CELLS],
+)
 def test_a_cell_proves_what_the_page_says(family, method, tmp_path, photos, checkpoints, claims, request):
     kind = Typed if TYPED.get(family) == method else Cell
     cell = kind(checkpoints[family], ALL_METHODS[method], tmp_path, pictures=photos, names=NAMES[family])

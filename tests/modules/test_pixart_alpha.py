@@ -367,6 +367,7 @@ def test_the_page_s_lines_read_the_file_in_peft_s_format(folder, tmp_path, monke
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_from_the_command_line(folder, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -145,6 +145,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_images(train, tmp_path, p
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_text_encoders_train_on_two_ranks(train, tmp_path, sdxl_folder):
     """SDXL reads the last layer but one: the adapters of the last get no gradient."""
     parts = "method.parts={denoiser: {}, text_encoder: {}, text_encoder_2: {}}"
