@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -40,6 +41,7 @@ from otl.sweeps import groups_in, jobs, parted, queued, unswept
 from otl.trust import DISK, hide, hide_logged, hide_uncaught, hydra_calls, known_tokens, secrets
 
 CONFIG_NAME = "config"
+UNREACHED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 CALLED = re.compile(r"(task|model|method|optimizer|scheduler|trainer|logger|callbacks|captioner|masker)\.[\w.]+=")
 CONCEPT = re.compile(r"data\.concepts\.(?P<name>[\w-]+)\.(?P<field>[\w.]+)=(?P<value>.*)", re.DOTALL)
 
@@ -280,6 +282,15 @@ def refusal(error: BaseException) -> str | None:
     return None
 
 
+def unreached(error: OSError, arguments: Sequence[str]) -> str:
+    """The message for a path that the system does not look at, with the setting of the line that gives it."""
+    path = Path(str(error.filename))
+    line = [word.lstrip("+").partition("=") for word in arguments]
+    names = {Path(value).name: key for key, _, value in line if Path(value).name in {*path.parts, path.stem}}
+    key = names.get(max(names, key=len, default=""), "settings")
+    return f"{key}: {path}: {error.strerror}; give another path"
+
+
 def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
     """The message for an error that the person who typed the line can mend; None for any other."""
     in_job = any(frame.f_code is job.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
@@ -288,6 +299,8 @@ def explained(error: BaseException, arguments: Sequence[str]) -> str | None:
             f"the run's folder cannot be made: {error}; make room, mend the disk, or choose another folder "
             "(hydra.run.dir, of a sweep hydra.sweep.dir)"
         )
+    if isinstance(error, OSError) and error.errno in UNREACHED and not in_job:
+        return unreached(error, arguments)
     composing = isinstance(error, (*COMPOSING, yaml.YAMLError)) and not in_job
     if refusal(error) or not composing:
         return refusal(error)

@@ -37,6 +37,7 @@ NAMED = {  # what names a file, a folder or a place on the hub: nothing is none 
 CAPTION, MASK, REPEAT = (f"otl.tasks.{name}.{name}" for name in ("caption", "mask", "repeat"))
 NEEDED: dict[str, type] = dict.fromkeys(("settings", "versions", "machine", "images", "masks"), dict) | {"folder": str}
 """Of a manifest, to repeat its run."""
+LONGEST_NAME = 200  # bytes of a result's; a file's may have 255, and some get a step's number and more
 SOCKET = len("/pymp-12345678/listener-12345678")  # what multiprocessing calls one
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes; torch's loader would wait for ever beyond it
 
@@ -72,9 +73,7 @@ def of_places(settings: dict[str, Any]) -> Iterator[Problem]:
     yield from _check_named(settings)
     yield from _check_weights(settings, task)
     yield from _check_config(settings.get("model") or {})
-    name = (settings.get("output") or {}).get("name")
-    if isinstance(name, str) and name and (Path(name).name != name or name.startswith(".")):
-        yield Problem("output.name", f"{name!r} is no plain file name: results stay in the run's folder, hydra.run.dir")
+    yield from _check_name((settings.get("output") or {}).get("name"))
     yield from _check_resume(settings.get("resume"))
     if task in DATA_TASKS and data.get("cache") is not False:
         yield from _check_cache_folder(data.get("cache_dir"))
@@ -91,6 +90,16 @@ def _check_temporary(workers: Any) -> Iterator[Problem]:
             "another one, or data.workers=0"
         )
         yield Problem("data.workers", message)
+
+
+def _check_name(name: Any) -> Iterator[Problem]:
+    """Of the results, which stay in the run's folder."""
+    if not isinstance(name, str) or not name:
+        return
+    if Path(name).name != name or name.startswith("."):
+        yield Problem("output.name", f"{name!r} is no plain file name: results stay in the run's folder, hydra.run.dir")
+    elif len(os.fsencode(name)) > LONGEST_NAME:
+        yield Problem("output.name", f"{name} is too long for a file: give at most {LONGEST_NAME} bytes")
 
 
 def _check_resume(resume: Any) -> Iterator[Problem]:

@@ -577,6 +577,21 @@ def test_a_disk_without_room_for_the_runs_folder_is_told(number: int) -> None:
     assert told is not None and told.startswith("the run's folder cannot be made: ") and "/disk/run" in told
 
 
+@pytest.mark.parametrize(
+    ("number", "path", "key"),
+    [
+        (errno.EACCES, "/home/other/photos/a.png", "data.path"),
+        (errno.EACCES, "/root/model/model_index.json", "model.checkpoint"),
+        (errno.ENAMETOOLONG, "/runs/aaa.safetensors", "output.name"),
+        (errno.EACCES, "/elsewhere", "settings"),  # which a preset names
+    ],
+)
+def test_a_path_that_the_system_does_not_look_at_is_told(number: int, path: str, key: str) -> None:
+    line = ["data.path=/home/other/photos/", "model.checkpoint=~/model", "output.name=aaa", "trainer.max_steps=1"]
+    error = OSError(number, os.strerror(number), path)
+    assert cli.explained(error, line) == f"{key}: {path}: {os.strerror(number)}; give another path"
+
+
 def test_a_task_that_refuses_is_a_message(tasks: tuple[Path, ...], tmp_path: Path) -> None:
     done = run_otl("task=refuse", cwd=tmp_path, path=tasks)
     assert done.code == 2

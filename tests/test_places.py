@@ -30,6 +30,12 @@ def test_a_socket_can_have_a_path_of_that_length_and_no_longer_one():
         made.bind(f"{folder}/".ljust(LONGEST_SOCKET, "x"))
 
 
+@pytest.mark.parametrize(("letter", "count", "fits"), [("x", 200, True), ("x", 201, False), ("ü", 101, False)])
+def test_a_name_is_no_longer_than_that_of_a_file_with_a_step_and_a_suffix_can_be(settings, letter, count, fits):
+    found = told(settings("data.path=.", f"output.name='{letter * count}'"))
+    assert found.keys() == (set() if fits else {"output.name"})
+
+
 @pytest.mark.parametrize("key", sorted(NAMED))
 def test_an_empty_name_is_no_folder_and_not_everything(settings, key):
     task = {"captioner": ["task=caption"], "masker": ["task=mask", "masker.prompts=[a]"]}.get(key.partition(".")[0], [])

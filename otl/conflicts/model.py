@@ -6,7 +6,6 @@ attributes of the family and from the configs of the checkpoint's folder, or els
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from otl import agreement
 from otl.config import Inpaint, Problem, SampleOptions, Sampler, SettingsError, as_problem, assets_dir
 from otl.datamodules import shapes
 from otl.declared import declared, descends, written_in
+from otl.formats.objects import parsed
 from otl.methods import forms, specs
 from otl.sources import Unclear
 
@@ -47,17 +47,22 @@ class Model:
         return folder if whole else assets_dir() / "configs" / (self.settings.get("config") or self.config_name)
 
     def config(self, part: str, name: str = "config.json") -> dict[str, Any]:
-        """The config of a network, or another file of its folder. Raises Unclear: there is none."""
+        """The config of a network, or another file of its folder. Raises Unclear: there is none that can be read."""
+        path = self.folder / part / name
         try:
-            found: dict[str, Any] = json.loads((self.folder / part / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise Unclear(f"{self.folder / part / name}") from error
-        return found
+            return parsed(path.read_bytes(), str(path))
+        except (OSError, SettingsError) as error:
+            raise Unclear(str(path)) from error
 
     @cached_property
     def room(self) -> int:
-        """Tokens of a prompt, its ends aside. Raises Unclear: there is no tokenizer of that name."""
-        return self.prompt_tokens or self.config("tokenizer", "tokenizer_config.json")["model_max_length"] - 2
+        """Tokens of a prompt, its ends aside. Raises Unclear: there is no tokenizer of that name, or it says none."""
+        if self.prompt_tokens:
+            return int(self.prompt_tokens)
+        length = self.config("tokenizer", "tokenizer_config.json").get("model_max_length")
+        if not isinstance(length, int):
+            raise Unclear(f"{self.folder}: model_max_length")
+        return length - 2
 
     @cached_property
     def schedule(self) -> agreement.Schedule:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra.utils import instantiate
@@ -137,6 +138,20 @@ def test_a_network_of_a_size_that_nobody_has_is_not_built(settings: Settings, tm
     (name,) = sizes
     message = told(settings, f"model.checkpoint={tmp_path}")["model.checkpoint"]
     assert f"{tmp_path / 'unet' / 'config.json'}: asks for {name}=1000000000" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("unet/config.json", []), ("scheduler/scheduler_config.json", "x"), ("tokenizer/tokenizer_config.json", {})],
+)
+def test_configs_that_cannot_be_read_are_told_when_the_model_is_built(
+    settings: Settings, tmp_path: Path, name: str, config: Any
+) -> None:
+    for file, content in {"model_index.json": {}, name: config}.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(json.dumps(content))
+    lines = ["method.embeddings.cat.vectors=76", "sample.prompts=[a]", "loss.weight=min_snr"]
+    assert told(settings, *lines, f"model.checkpoint={tmp_path}") == {}
 
 
 def test_the_schedule_of_a_plugin_is_its_own_matter(
