@@ -16,6 +16,19 @@ def test_what_can_be_read(url):
     assert unreadable(url) is None
 
 
+@pytest.mark.parametrize(
+    ("url", "form"),
+    [
+        ("s3://", "s3://BUCKET/FOLDER"),
+        ("gs:///photos", "gs://BUCKET/FOLDER"),
+        ("https://", "https://HOST/FILE"),
+        ("hf:///a/b", "hf://datasets/OWNER/NAME"),
+    ],
+)
+def test_a_url_without_a_bucket_or_a_host_is_told_with_its_form(url, form):
+    assert unreadable(url) == f"it names nothing: give {form}"
+
+
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(urls, "find_spec", lambda name: None)
     assert unreadable("s3://a") == "s3:// needs s3fs, which is not installed; pip install 'otl[data]'"

@@ -124,6 +124,18 @@ def test_a_run_may_get_longer_unless_its_beginning_would_have_been_another(modul
         assert found == ["trainer.max_steps: 100 -> 200 steps, which the learning rate so far depends on"]
 
 
+def test_a_step_far_beyond_the_end_costs_no_more_than_the_end(module):
+    """Only a forged checkpoint says one."""
+    asked = []
+
+    def schedule(step, total):
+        asked.append(step)
+        return 1.0
+
+    differences(earlier(module(total_steps=50), step=10**5), module(schedule=schedule))
+    assert max(asked) == 100 and len(asked) == 2 * 101
+
+
 def test_a_share_of_the_run_depends_on_its_length_too(module):
     share = ["++method.parts.text_encoder.stop_after=0.5"]
     found = differences(earlier(module(*share)), module(*share, total_steps=200))
