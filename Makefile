@@ -12,6 +12,9 @@ ARGS ?=
 # The networks of the quickstart and the tests are so small that threads cost more than they bring.
 export OMP_NUM_THREADS ?= 1
 
+# Containers often forbid Python to keep what it compiles: then every command would compile all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test install
 .DELETE_ON_ERROR:
 
